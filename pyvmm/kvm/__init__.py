@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The binding to ``/dev/kvm``: mechanism only, one method an ioctl."""

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options as data, and the parser over them.
+
+Not argparse: importing it costs 0.4 s on an emulated RISC-V host, as much as the interpreter itself
+(docs/adr/0004-own-option-parser.md). Help, the man page and completion read the same tables.
+"""
+
+from __future__ import annotations
+
+from pyvmm.errors import ConfigError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+
+class UsageError(ConfigError):
+    """The command line itself is wrong."""
+
+
+class HelpRequested(Exception):  # noqa: N818 - not an error
+    """``--help`` was given."""
+
+
+class Option:
+    """One option of a command.
+
+    ``names`` are its spellings (the first long one is the canonical one); ``metavar`` is None for a flag;
+    ``key`` is where the value goes in the parsed dict; ``choices`` restricts it; ``many`` collects a list;
+    ``value`` is what a flag stores.
+    """
+
+    __slots__ = ("choices", "group", "help", "key", "many", "metavar", "names", "value")
+
+    def __init__(
+        self,
+        *names: str,
+        key: str,
+        help: str,
+        metavar: str | None = None,
+        group: str = "Options",
+        choices: tuple[str, ...] = (),
+        many: bool = False,
+        value: object = True,
+    ) -> None:
+        self.names = names
+        self.key = key
+        self.help = help
+        self.metavar = metavar
+        self.group = group
+        self.choices = choices
+        self.many = many
+        self.value = value
+
+    def store(self, values: dict[str, object], spelling: str, text: str | None) -> None:
+        """Put the option's value into ``values``. Raises UsageError for a value not among the choices."""
+        if self.choices and text not in self.choices:
+            raise UsageError(
+                f"{spelling} takes one of {', '.join(self.choices)}, not {text!r}.{nearest(text or '', self.choices)}"
+            )
+        value = self.value if text is None else text
+        if self.many:
+            held = values.setdefault(self.key, [])
+            assert isinstance(held, list)
+            held.append(value)
+        else:
+            values[self.key] = value
+
+
+class Command:
+    """A subcommand: its options, at most one kind of positional argument, and what it refuses so far.
+
+    ``positional`` is (key, METAVAR) or None; ``rest`` names the key that takes everything after ``--``.
+    ``refused`` maps option spellings that are understood but not yet available to a sentence.
+    """
+
+    __slots__ = ("name", "options", "positional", "prefixes", "refused", "rest", "summary")
+
+    def __init__(
+        self,
+        name: str,
+        summary: str,
+        options: Iterable[Option] = (),
+        *,
+        positional: tuple[str, str] | None = None,
+        rest: str | None = None,
+        refused: dict[str, str] | None = None,
+        prefixes: dict[str, str] | None = None,
+    ) -> None:
+        self.name = name
+        self.summary = summary
+        self.options = tuple(options)
+        self.positional = positional
+        self.rest = rest
+        self.refused = refused or {}
+        #: spelling prefix -> key: families such as ``--disable-EXT``
+        self.prefixes = prefixes or {}
+
+    def parse(self, argv: Sequence[str]) -> dict[str, object]:
+        """Values by key. Raises UsageError with one sentence, HelpRequested for ``-h`` and ``--help``."""
+        by_name = {name: option for option in self.options for name in option.names}
+        values: dict[str, object] = {}
+        words = iter(argv)
+        for word in words:
+            if word == "--" and self.rest is not None:
+                values[self.rest] = list(words)
+            elif word in ("-h", "--help"):
+                raise HelpRequested
+            elif not word.startswith("-") or word == "-":
+                self._positional(values, word)
+            else:
+                self._option(values, by_name, word, words)
+        return values
+
+    def _positional(self, values: dict[str, object], word: str) -> None:
+        if self.positional is None:
+            raise UsageError(f"{self.name} takes no argument, but got {word!r}; see pyvmm {self.name} --help.")
+        key, metavar = self.positional
+        if key in values:
+            raise UsageError(f"{metavar} was given twice: {values[key]!r} and {word!r}.")
+        values[key] = word
+
+    def _option(
+        self, values: dict[str, object], by_name: dict[str, Option], word: str, words: Iterable[str]
+    ) -> None:
+        spelling, equals, inline = word.partition("=")
+        text: str | None = inline if equals else None
+        option = by_name.get(spelling)
+        if option is None and not word.startswith("--") and word[:2] in by_name:
+            spelling, text = word[:2], word[2:]  # -m512
+            option = by_name[spelling]
+        if option is None:
+            self._unlisted(values, by_name, spelling)
+        elif option.metavar is None:
+            if text is not None:
+                raise UsageError(f"{spelling} takes no value, but got {text!r}.")
+            option.store(values, spelling, None)
+        else:
+            if text is None:
+                text = next(iter(words), None)
+            if text is None:
+                raise UsageError(f"{spelling} needs a value: {spelling} {option.metavar}.")
+            option.store(values, spelling, text)
+
+    def _unlisted(self, values: dict[str, object], by_name: dict[str, Option], spelling: str) -> None:
+        if spelling in self.refused:
+            raise UsageError(self.refused[spelling])
+        for prefix, key in self.prefixes.items():
+            if spelling.startswith(prefix) and len(spelling) > len(prefix):
+                held = values.setdefault(key, [])
+                assert isinstance(held, list)
+                held.append(spelling[len(prefix) :])
+                return
+        raise UsageError(
+            f"pyvmm {self.name} has no option {spelling}.{nearest(spelling, by_name)} See pyvmm {self.name} --help."
+        )
+
+    def help(self) -> str:
+        """The text of ``--help``."""
+        usage = f"usage: pyvmm {self.name} [options]"
+        if self.positional:
+            usage += f" [{self.positional[1]}]"
+        if self.rest:
+            usage += f" -- {self.rest.upper()}..."
+        lines = [usage, "", self.summary]
+        groups: dict[str, list[Option]] = {}
+        for option in self.options:
+            groups.setdefault(option.group, []).append(option)
+        for group, options in groups.items():
+            lines += ["", f"{group}:"]
+            for option in options:
+                lines += _option_help(option)
+        return "\n".join(lines) + "\n"
+
+
+def _option_help(option: Option) -> list[str]:
+    metavar = "|".join(option.choices) if option.choices else option.metavar
+    left = "  " + ", ".join(option.names) + (f" {metavar}" if metavar else "")
+    if len(left) > 30:
+        return [left, " " * 32 + option.help]
+    return [f"{left:<32}{option.help}"]
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`` Did you mean X?`` for the known word nearest to ``word``, or nothing."""
+    import difflib
+
+    match = difflib.get_close_matches(word, list(known), n=1)
+    return f" Did you mean {match[0]}?" if match else ""

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a user asks for: one object whose every field was checked, with full sentences when it was not.
+
+The nouns are the same on the command line and in Python. Sizes are bytes inside; users write ``512M``,
+``2G`` or a bare number of MiB. Durations are seconds inside; users write ``500ms``, ``30s``, ``5m``.
+"""
+
+from __future__ import annotations
+
+from pyvmm.errors import ConfigError
+from pyvmm.layout import MAX_CPUS
+
+KiB, MiB, GiB = 1 << 10, 1 << 20, 1 << 30
+_SIZE_UNITS = {"": MiB, "B": 1, "K": KiB, "M": MiB, "G": GiB, "T": 1 << 40}
+_DURATION_UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+IRQCHIPS = ("auto", "aia", "aplic", "plic")
+AIA_MODES = ("auto", "emul", "hwaccel")
+CONSOLES = ("serial", "sbi", "none")
+ON_REBOOT = ("reboot", "exit")
+ON_PANIC = ("exit", "wait")
+TRACE_KINDS = ("mmio", "sbi", "irq")
+
+
+def parse_size(text: str | int, what: str) -> int:
+    """Bytes in ``text``: a whole number with K, M, G or T, or a bare number of MiB.
+
+    Raises ConfigError, naming the option ``what``.
+    """
+    if isinstance(text, int):
+        return text * MiB
+    body = text.strip()
+    digits = body.rstrip("BKMGTibkmgt")
+    unit = body[len(digits) :].upper().removesuffix("IB" if body[-2:-1] in ("i", "I") else "")
+    if not digits.isascii() or not digits.isdigit() or unit not in _SIZE_UNITS:
+        raise ConfigError(f"{what} takes a size such as 512M or 2G (a bare number is MiB), not {text!r}.")
+    return int(digits) * _SIZE_UNITS[unit]
+
+
+def parse_duration(text: str | float, what: str) -> float:
+    """Seconds in ``text``: a number with ms, s, m or h (seconds when bare). Raises ConfigError."""
+    if isinstance(text, (int, float)):
+        return float(text)
+    digits = text.strip().rstrip("msh")
+    unit = text.strip()[len(digits) :]
+    try:
+        seconds = float(digits) * _DURATION_UNITS[unit]
+    except (ValueError, KeyError):
+        seconds = -1.0
+    if not 0 < seconds < 1e9:
+        raise ConfigError(f"{what} takes a duration such as 500ms, 30s or 5m, not {text!r}.")
+    return seconds
+
+
+def format_size(size: int) -> str:
+    """``size`` bytes as users write them: the largest unit that divides it."""
+    for unit, factor in (("G", GiB), ("M", MiB), ("K", KiB)):
+        if size and size % factor == 0:
+            return f"{size // factor}{unit}"
+    return f"{size}B"
+
+
+class MachineConfig:
+    """Everything that defines a machine. Values may be given as users write them.
+
+    Raises ConfigError for a value that can be seen to be wrong without touching the host.
+    """
+
+    __slots__ = (
+        "aia_mode",
+        "console",
+        "cpu_type",
+        "cpus",
+        "dev",
+        "disable_isa",
+        "disable_sbi",
+        "dump_dtb",
+        "firmware",
+        "initrd",
+        "irqchip",
+        "isa",
+        "kernel",
+        "log",
+        "mem",
+        "mem_backend",
+        "on_panic",
+        "on_reboot",
+        "params",
+        "timeout",
+        "trace",
+        "trace_out",
+    )
+
+    def __init__(
+        self,
+        *,
+        kernel: str | None = None,
+        initrd: str | None = None,
+        params: str = "",
+        firmware: str | None = None,
+        dump_dtb: str | None = None,
+        mem: str | int = "256M",
+        mem_backend: str = "anon",
+        cpus: str | int = 1,
+        isa: str = "host",
+        cpu_type: str = "max",
+        disable_isa: list[str] | None = None,
+        disable_sbi: list[str] | None = None,
+        irqchip: str = "auto",
+        aia_mode: str = "auto",
+        console: str = "serial",
+        log: str | None = None,
+        timeout: str | float | None = None,
+        on_reboot: str = "reboot",
+        on_panic: str = "exit",
+        trace: str = "",
+        trace_out: str | None = None,
+        dev: str = "/dev/kvm",
+    ) -> None:
+        self.kernel = kernel
+        self.initrd = initrd
+        self.params = params
+        self.firmware = firmware
+        self.dump_dtb = dump_dtb
+        self.mem = _memory_size(mem)
+        self.mem_backend = mem_backend
+        self.cpus = _cpu_count(cpus)
+        self.isa = isa
+        self.cpu_type = cpu_type
+        self.disable_isa = disable_isa or []
+        self.disable_sbi = disable_sbi or []
+        self.irqchip = _one_of("--irqchip", irqchip, IRQCHIPS)
+        self.aia_mode = _one_of("--aia-mode", aia_mode, AIA_MODES)
+        self.console = _one_of("--console", console, CONSOLES)
+        self.log = log
+        self.timeout = None if timeout is None else parse_duration(timeout, "--timeout")
+        self.on_reboot = _one_of("--on-reboot", on_reboot, ON_REBOOT)
+        self.on_panic = _one_of("--on-panic", on_panic, ON_PANIC)
+        self.trace = _trace_kinds(trace)
+        self.trace_out = trace_out
+
+    def command_line(self) -> str:
+        """The kernel's command line: the console arguments, unless the user chose a console, then ``params``."""
+        chosen = any(word.startswith("console=") for word in self.params.split())
+        implicit = {"serial": "console=ttyS0 earlycon=sbi", "sbi": "earlycon=sbi keep_bootcon", "none": ""}
+        words = [] if chosen else [implicit[self.console]]
+        return " ".join(word for word in (*words, self.params) if word)
+
+
+def _memory_size(text: str | int) -> int:
+    size = parse_size(text, "--mem")
+    if size < 2 * MiB or size % (2 * MiB):
+        raise ConfigError(f"--mem takes a multiple of 2 MiB, at least 2M, not {text!r}.")
+    return size
+
+
+def _cpu_count(text: str | int) -> int:
+    try:
+        count = int(text)
+    except ValueError:
+        raise ConfigError(f"--cpus takes a whole number, not {text!r}.") from None
+    if not 1 <= count <= MAX_CPUS:
+        raise ConfigError(f"--cpus takes 1 to {MAX_CPUS}, not {text}.")
+    return count
+
+
+def _one_of(what: str, value: str, choices: tuple[str, ...]) -> str:
+    if value not in choices:
+        raise ConfigError(f"{what} takes one of {', '.join(choices)}, not {value!r}.")
+    return value
+
+
+def _trace_kinds(text: str) -> tuple[str, ...]:
+    kinds = tuple(kind for kind in text.split(",") if kind)
+    for kind in kinds:
+        _one_of("--trace", kind, TRACE_KINDS)
+    return kinds

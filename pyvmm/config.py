@@ -123,7 +123,7 @@ class MachineConfig:
         self.firmware = firmware
         self.dump_dtb = dump_dtb
         self.mem = _memory_size(mem)
-        self.mem_backend = mem_backend
+        self.mem_backend = _backend(mem_backend)
         self.cpus = _cpu_count(cpus)
         self.isa = isa
         self.cpu_type = cpu_type
@@ -138,9 +138,10 @@ class MachineConfig:
         self.on_panic = _one_of("--on-panic", on_panic, ON_PANIC)
         self.trace = _trace_kinds(trace)
         self.trace_out = trace_out
+        self.dev = dev
 
     def command_line(self) -> str:
-        """The kernel's command line: the console arguments, unless the user chose a console, then ``params``."""
+        """The kernel's command line: console arguments, unless ``params`` chooses one, then ``params``."""
         chosen = any(word.startswith("console=") for word in self.params.split())
         implicit = {"serial": "console=ttyS0 earlycon=sbi", "sbi": "earlycon=sbi keep_bootcon", "none": ""}
         words = [] if chosen else [implicit[self.console]]
@@ -149,8 +150,8 @@ class MachineConfig:
 
 def _memory_size(text: str | int) -> int:
     size = parse_size(text, "--mem")
-    if size < 2 * MiB or size % (2 * MiB):
-        raise ConfigError(f"--mem takes a multiple of 2 MiB, at least 2M, not {text!r}.")
+    if size <= 0 or size % (4 * KiB):
+        raise ConfigError(f"--mem takes a multiple of 4K above 0, such as 512M, not {text!r}.")
     return size
 
 
@@ -162,6 +163,15 @@ def _cpu_count(text: str | int) -> int:
     if not 1 <= count <= MAX_CPUS:
         raise ConfigError(f"--cpus takes 1 to {MAX_CPUS}, not {text}.")
     return count
+
+
+def _backend(text: str) -> str:
+    kind, _, path = text.partition(":")
+    if kind in ("anon", "memfd") and not path:
+        return text
+    if kind == "hugetlbfs" and path:
+        return text
+    raise ConfigError(f"--mem-backend takes anon, memfd or hugetlbfs:PATH, not {text!r}.")
 
 
 def _one_of(what: str, value: str, choices: tuple[str, ...]) -> str:

@@ -18,7 +18,7 @@ class UsageError(ConfigError):
     """The command line itself is wrong."""
 
 
-class HelpRequested(Exception):  # noqa: N818 - not an error
+class HelpRequested(Exception):
     """``--help`` was given."""
 
 
@@ -55,9 +55,9 @@ class Option:
     def store(self, values: dict[str, object], spelling: str, text: str | None) -> None:
         """Put the option's value into ``values``. Raises UsageError for a value not among the choices."""
         if self.choices and text not in self.choices:
-            raise UsageError(
-                f"{spelling} takes one of {', '.join(self.choices)}, not {text!r}.{nearest(text or '', self.choices)}"
-            )
+            known = ", ".join(self.choices)
+            hint = nearest(text or "", self.choices)
+            raise UsageError(f"{spelling} takes one of {known}, not {text!r}.{hint}")
         value = self.value if text is None else text
         if self.many:
             held = values.setdefault(self.key, [])
@@ -114,7 +114,9 @@ class Command:
 
     def _positional(self, values: dict[str, object], word: str) -> None:
         if self.positional is None:
-            raise UsageError(f"{self.name} takes no argument, but got {word!r}; see pyvmm {self.name} --help.")
+            raise UsageError(
+                f"pyvmm {self.name} takes no argument, but got {word!r}. See pyvmm {self.name} --help."
+            )
         key, metavar = self.positional
         if key in values:
             raise UsageError(f"{metavar} was given twice: {values[key]!r} and {word!r}.")
@@ -151,9 +153,8 @@ class Command:
                 assert isinstance(held, list)
                 held.append(spelling[len(prefix) :])
                 return
-        raise UsageError(
-            f"pyvmm {self.name} has no option {spelling}.{nearest(spelling, by_name)} See pyvmm {self.name} --help."
-        )
+        hint = nearest(spelling, by_name)
+        raise UsageError(f"pyvmm {self.name} has no option {spelling}.{hint} See pyvmm {self.name} --help.")
 
     def help(self) -> str:
         """The text of ``--help``."""

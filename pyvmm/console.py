@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Between the guest's console device and the host's descriptors.
+
+Output: a device appends to a buffer and goes on; a writer thread does the blocking writes. A buffer that
+is full makes the vCPU wait, outside every device lock, until the reader has caught up: nothing is lost
+and a flood cannot exhaust the host. Input: what the device does not take yet stays here, and the
+descriptor is not read further until it does.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+
+from pyvmm.threads import start_thread
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pyvmm.eventloop import EventLoop, Watch
+
+_HIGH_WATER = 1 << 20
+_READ_SIZE = 4096
+# Read ahead of the guest this far, so that the escape keys work while a hung guest takes no input.
+_READ_AHEAD = 64 << 10
+
+#: Linux prints this after the panic's message, once it has given up.
+_PANIC_END = b"---[ end Kernel panic"
+_PANIC_START = b"Kernel panic - not syncing"
+
+
+class PanicWatch:
+    """Recognises a Linux panic in console output.
+
+    ``ended`` turns true with the line that Linux prints when it stops for good; ``seen`` already with the
+    panic's own line, for guests that reboot on panic.
+    """
+
+    __slots__ = ("_tail", "ended", "message", "seen")
+
+    def __init__(self) -> None:
+        self._tail = b""
+        self.message = ""
+        self.seen = False
+        self.ended = False
+
+    def feed(self, data: bytes) -> None:
+        """Look at the next piece of output."""
+        text = self._tail + data
+        start = text.find(_PANIC_START)
+        if start >= 0:
+            self.seen = True
+            line = text[start:].split(b"\r")[0].split(b"\n")[0]
+            self.message = line.decode("utf-8", "replace").removesuffix(" ]---")
+        if _PANIC_END in text:
+            self.ended = True
+        # A panic line that is cut at the end of this piece is looked at again with the next one.
+        self._tail = text[start:][-512:] if start >= 0 and b"\n" not in text[start:] else text[-64:]
+
+
+class ConsoleWriter:
+    """Takes guest output from any thread and writes it to descriptors from its own.
+
+    ``outputs`` are descriptors (the terminal, the log); ``on_output`` sees every piece, on the writer's
+    thread; ``on_closed`` is called once when the first descriptor's reader is gone.
+    """
+
+    def __init__(
+        self,
+        outputs: list[int],
+        on_output: Callable[[bytes], None],
+        on_closed: Callable[[], None],
+    ) -> None:
+        self._outputs = outputs
+        self._on_output = on_output
+        self._on_closed = on_closed
+        self._ready = threading.Condition()
+        self._buffer = bytearray()
+        self._closing = False
+        self._abandoned = False
+        self._thread = start_thread(self._run, "console")
+
+    def write(self, data: bytes) -> Callable[[], None] | None:
+        """Take ``data``. When the buffer is full, return what the caller must run to wait for room."""
+        with self._ready:
+            if not self._buffer:
+                self._ready.notify()
+            self._buffer += data
+            return self._wait_for_room if len(self._buffer) > _HIGH_WATER else None
+
+    def _wait_for_room(self) -> None:
+        with self._ready:
+            while len(self._buffer) > _HIGH_WATER and not self._closing:
+                self._ready.wait()
+
+    def release(self) -> None:
+        """Let every waiting vCPU go on; later output may exceed the buffer's bound. For stopping."""
+        with self._ready:
+            self._closing = True
+            self._ready.notify_all()
+
+    def close(self, *, flush: bool = True) -> None:
+        """End the thread. With ``flush``, first write out everything taken."""
+        with self._ready:
+            self._closing = True
+            self._abandoned = not flush
+            self._ready.notify_all()
+        if flush:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._ready:
+                while not self._buffer and not self._closing:
+                    self._ready.wait()
+                data, self._buffer = bytes(self._buffer), bytearray()
+                self._ready.notify_all()
+            if not data or self._abandoned:
+                return
+            self._on_output(data)
+            for fd in list(self._outputs):
+                self._write_all(fd, data)
+
+    def _write_all(self, fd: int, data: bytes) -> None:
+        view = memoryview(data)
+        try:
+            while view and not self._abandoned:
+                try:
+                    view = view[os.write(fd, view) :]
+                except BlockingIOError:  # somebody else made the shared terminal non-blocking
+                    select.select([], [fd], [])
+        except OSError:
+            first = fd == self._outputs[0]
+            self._outputs.remove(fd)
+            if first:
+                self._on_closed()
+
+
+class ConsoleInput:
+    """Reads a descriptor on the event loop and offers the bytes to a device, losing none.
+
+    ``consume(data) -> int`` takes what fits and says how much; ``filter`` sees the raw bytes first
+    (escape keys) and returns those meant for the guest. All methods run on the loop thread, except
+    ``room``, which may be called from any.
+    """
+
+    def __init__(self, loop: EventLoop, fd: int, filter: Callable[[bytes], bytes]) -> None:
+        self._loop = loop
+        self._fd = fd
+        self._filter = filter
+        self._consume: Callable[[bytes], int] | None = None
+        self._pending = b""
+        self._watch: Watch | None = None
+        self._always_ready = False
+        self._eof = False
+
+    def start(self) -> None:
+        """Begin to read. A regular file, which epoll refuses, is read whenever the guest has room."""
+        try:
+            self._watch = self._loop.watch(self._fd, self._readable)
+        except PermissionError:
+            self._always_ready = True
+            self._loop.call_soon(self._read)
+
+    def connect(self, consume: Callable[[bytes], int] | None) -> None:
+        """Give input to ``consume`` from now on; None keeps it until there is one."""
+        self._consume = consume
+        self.room()
+
+    def room(self) -> None:
+        """The device can take more. Callable from any thread."""
+        self._loop.call_soon(self._offer)
+
+    def _readable(self, _events: int) -> None:
+        self._read()
+
+    def _read(self) -> None:
+        if self._eof or len(self._pending) >= _READ_AHEAD:
+            return
+        try:
+            data = os.read(self._fd, _READ_SIZE)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._eof = True
+            self.close()
+            return
+        self._pending += self._filter(data)
+        self._offer()
+
+    def _offer(self) -> None:
+        if self._pending and self._consume is not None:
+            taken = self._consume(self._pending)
+            self._pending = self._pending[taken:]
+        if self._watch is not None:
+            self._watch.modify(select.EPOLLIN if len(self._pending) < _READ_AHEAD else 0)
+        elif self._always_ready and not self._pending and not self._eof:
+            self._loop.call_soon(self._read)
+
+    def close(self) -> None:
+        """Stop reading."""
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The I/O thread: an epoll loop with timers, fed from other threads through one queue.
+
+Each pass runs a bounded number of posted calls, so that no source starves another. A callback that
+raises stops the loop and is reported through ``on_error``: threads do not die quietly.
+
+epoll keys on the open file description, not on the descriptor. So a watch must be closed before its
+descriptor is: a description that lives on elsewhere (an inherited terminal) would go on reporting
+events for a number that means something else by then.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from collections import deque
+from heapq import heappop, heappush
+
+from pyvmm.threads import start_thread
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable
+
+_CALLS_PER_PASS = 64
+
+
+class Watch:
+    """A watched descriptor. ``close`` before closing the descriptor; loop thread or before ``start``."""
+
+    __slots__ = ("_loop", "callback", "fd")
+
+    def __init__(self, loop: EventLoop, fd: int, callback: Callable[[int], None]) -> None:
+        self._loop = loop
+        self.fd = fd
+        self.callback = callback
+
+    def close(self) -> None:
+        """Stop watching. Idempotent."""
+        self._loop._forget(self)
+
+    def modify(self, events: int) -> None:
+        """Wait for ``events`` (EPOLL bits) from now on; 0 leaves only errors and hang-ups."""
+        self._loop._epoll.modify(self.fd, events)
+
+
+class Timer:
+    """A pending ``call_later``."""
+
+    __slots__ = ("callback", "when")
+
+    def __init__(self, when: float, callback: Callable[[], None]) -> None:
+        self.when = when
+        self.callback: Callable[[], None] | None = callback
+
+    def __lt__(self, other: Timer) -> bool:
+        return self.when < other.when
+
+    def cancel(self) -> None:
+        """Do not run it. Harmless when it has run. Callable from any thread."""
+        self.callback = None
+
+
+class EventLoop:
+    """Callbacks run on the loop thread only, with no lock held."""
+
+    def __init__(self, on_error: Callable[[BaseException], None]) -> None:
+        self._on_error = on_error
+        self._epoll = select.epoll()
+        self._watches: dict[int, Watch] = {}
+        # deque.append and popleft are atomic: the only thing here that relies on the interpreter for that.
+        self._calls: deque[Callable[[], None]] = deque()
+        self._timers: list[Timer] = []
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._epoll.register(self._wake_fd, select.EPOLLIN)
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+
+    def watch(self, fd: int, callback: Callable[[int], None], events: int = select.EPOLLIN) -> Watch:
+        """Call ``callback(events)`` whenever ``fd`` has any of ``events``.
+
+        Raises PermissionError for a descriptor that is always ready (a regular file).
+        """
+        self._epoll.register(fd, events)
+        watch = Watch(self, fd, callback)
+        self._watches[fd] = watch
+        return watch
+
+    def _forget(self, watch: Watch) -> None:
+        if self._watches.get(watch.fd) is watch:
+            del self._watches[watch.fd]
+            self._epoll.unregister(watch.fd)
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        """Run ``callback`` on the loop thread. Callable from any thread."""
+        self._calls.append(callback)
+        os.eventfd_write(self._wake_fd, 1)
+
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
+        """Run ``callback`` on the loop thread after ``seconds``. Callable from any thread."""
+        timer = Timer(time.monotonic() + seconds, callback)
+        self.call_soon(lambda: heappush(self._timers, timer))
+        return timer
+
+    def start(self) -> None:
+        """Run the loop on a thread of its own."""
+        self._thread = start_thread(self._run, "io")
+
+    def stop(self) -> None:
+        """End the loop and join its thread. Callable from any thread but the loop's own."""
+        self._stopping = True
+        os.eventfd_write(self._wake_fd, 1)
+        if self._thread is not None:
+            self._thread.join()
+        self._epoll.close()
+        os.close(self._wake_fd)
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping:
+                self._pass()
+        except BaseException as error:
+            self._on_error(error)
+
+    def _pass(self) -> None:
+        for fd, events in self._epoll.poll(self._timeout()):
+            if fd == self._wake_fd:
+                os.eventfd_read(fd)
+            elif fd in self._watches:  # an earlier callback of this pass may have closed it
+                self._watches[fd].callback(events)
+        self._run_timers()
+        for _ in range(min(len(self._calls), _CALLS_PER_PASS)):
+            self._calls.popleft()()
+
+    def _timeout(self) -> float:
+        if self._calls:
+            return 0
+        if not self._timers:
+            return -1
+        return max(0.0, self._timers[0].when - time.monotonic())
+
+    def _run_timers(self) -> None:
+        now = time.monotonic()
+        while self._timers and self._timers[0].when <= now:
+            callback = heappop(self._timers).callback
+            if callback is not None:
+                callback()
+
+
+class LoopClock:
+    """Wall-clock time and alarms for devices, on an event loop (protocol ``devices.base.Clock``)."""
+
+    __slots__ = ("_loop",)
+
+    def __init__(self, loop: EventLoop) -> None:
+        self._loop = loop
+
+    def now_ns(self) -> int:
+        """Nanoseconds since the Unix epoch."""
+        return time.time_ns()
+
+    def call_at(self, when_ns: int, callback: Callable[[], None]) -> Timer:
+        """Run ``callback`` on the loop thread once ``now_ns()`` reaches ``when_ns``."""
+        return self._loop.call_later(max(0, when_ns - time.time_ns()) / 1e9, callback)

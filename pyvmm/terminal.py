@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The user's terminal: raw mode that is always undone, and the escape keys.
+
+Raw mode outlives the process that set it. An exit handler cannot run after SIGKILL, so a guardian
+process waits on a pipe whose other end dies with us, and puts the terminal back.
+"""
+
+from __future__ import annotations
+
+import os
+import termios
+import tty
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import TracebackType
+
+PREFIX = 0x01  # Ctrl-A
+
+QUIT = "quit"
+HELP = "help"
+TRACE = "trace"
+BREAK = "break"
+_COMMANDS = {ord("x"): QUIT, ord("?"): HELP, ord("h"): HELP, ord("t"): TRACE, ord("b"): BREAK}
+
+HELP_TEXT = """\
+Ctrl-A x  end the guest at once (like pulling the plug)
+Ctrl-A b  send a BREAK to the serial console (SysRq: follow with a key)
+Ctrl-A t  switch the trace on or off
+Ctrl-A a  send Ctrl-A itself to the guest (also Ctrl-A Ctrl-A)
+Ctrl-A ?  this help
+"""
+
+
+class RawTerminal:
+    """Raw mode on a terminal descriptor while the context lasts."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._saved = termios.tcgetattr(fd)
+        self._guard_fd = -1
+        self._guardian = 0
+
+    def __enter__(self) -> RawTerminal:
+        self._guard()
+        tty.setraw(self._fd, termios.TCSANOW)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # TCSADRAIN: what the guest printed last must still come out under raw rules.
+        termios.tcsetattr(self._fd, termios.TCSADRAIN, self._saved)
+        os.close(self._guard_fd)
+        os.waitpid(self._guardian, 0)
+
+    def _guard(self) -> None:
+        reader, self._guard_fd = os.pipe()
+        self._guardian = os.fork()
+        if self._guardian == 0:
+            self._guardian_main(reader)
+        os.close(reader)
+
+    def _guardian_main(self, reader: int) -> None:
+        """Child process: wait for the parent's end, then restore. Never returns."""
+        try:
+            os.close(self._guard_fd)
+            os.setsid()  # out of reach of the terminal's signals, and free to change it from the background
+            os.read(reader, 1)
+            termios.tcsetattr(self._fd, termios.TCSANOW, self._saved)
+        finally:
+            os._exit(0)
+
+
+class EscapeKeys:
+    """Splits what the user types into bytes for the guest and commands for pyvmm."""
+
+    __slots__ = ("_armed",)
+
+    def __init__(self) -> None:
+        self._armed = False
+
+    def feed(self, data: bytes) -> tuple[bytes, list[str]]:
+        """Bytes for the guest, and the commands typed, in order."""
+        if not self._armed and PREFIX not in data:
+            return data, []
+        out = bytearray()
+        commands = []
+        for byte in data:
+            if not self._armed:
+                self._armed = byte == PREFIX
+                if not self._armed:
+                    out.append(byte)
+                continue
+            self._armed = False
+            if byte in (PREFIX, ord("a")):
+                out.append(PREFIX)
+            elif byte in _COMMANDS:
+                commands.append(_COMMANDS[byte])
+            else:
+                out += bytes((PREFIX, byte))
+        return bytes(out), commands

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The MMIO bus: which device answers at which guest physical address.
+
+Writers keep the mappings in a SortedDict under a lock and publish an immutable table with one assignment.
+Readers take the table with one attribute load and no lock, and bisect in it. Mappings never overlap, so a
+sorted list of bases is all the interval map that is needed.
+
+How a mapping becomes quiet. A reader takes the device's lock and then looks whether the table it searched
+is still the published one; if not, it starts again. A writer publishes first and then takes and drops the
+device's lock. So whoever was inside has left, and whoever was on the way in sees the new table: once
+``unmap`` or ``move`` returns, no access through the old place is in the device, nor ever will be. Leaving
+out the second look would lose the readers between the bisect and the lock.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_right
+
+from sortedcontainers import SortedDict
+
+from pyvmm.errors import BusError
+from pyvmm.mmio.ranges import Range
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Protocol
+
+    After = Callable[[], None] | None
+
+    class BusDevice(Protocol):
+        """The part of a device that the bus uses; ``pyvmm.devices.base.Device`` states the contract."""
+
+        lock: threading.Lock
+
+        def read(self, offset: int, size: int) -> int: ...
+
+        def write(self, offset: int, size: int, value: int) -> After: ...
+
+    # bases, last addresses, locks, read and write methods, mappings: parallel, in address order.
+    _Table = tuple[
+        tuple[int, ...],
+        tuple[int, ...],
+        tuple[threading.Lock, ...],
+        tuple[Callable[[int, int], int], ...],
+        tuple[Callable[[int, int, int], After], ...],
+        tuple["Mapping", ...],
+    ]
+
+_PAGE_SHIFT = 12
+_COUNTED_PAGES = 64
+
+
+class Unclaimed:
+    """Accesses that no device took, counted.
+
+    ``total`` counts all of them; ``straddling`` those that touched a mapping but crossed its edge; ``pages``
+    maps a page's base address to its count, for the first 64 pages a guest touched.
+    """
+
+    __slots__ = ("_lock", "pages", "straddling", "total")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.total = 0
+        self.straddling = 0
+        self.pages: dict[int, int] = {}
+
+    def count(self, address: int, *, straddles: bool) -> None:
+        """One more at ``address``. Callable from any thread."""
+        page = address >> _PAGE_SHIFT << _PAGE_SHIFT
+        with self._lock:
+            self.total += 1
+            self.straddling += straddles
+            if page in self.pages or len(self.pages) < _COUNTED_PAGES:
+                self.pages[page] = self.pages.get(page, 0) + 1
+
+
+class Mapping:
+    """A device's place on a bus. Made by :meth:`Bus.map`; ``range`` is where it is, or was last."""
+
+    __slots__ = ("_bus", "device", "name", "range")
+
+    def __init__(self, bus: Bus, where: Range, device: BusDevice, name: str) -> None:
+        self._bus = bus
+        self.range = where
+        self.device = device
+        self.name = name
+
+    def unmap(self) -> None:
+        """Take the device off the bus and wait until no access is inside it. Idempotent.
+
+        Call without the device's lock: a handler asks for this through its ``After``.
+        """
+        self._bus._unmap(self)
+        self._quiesce()
+
+    def move(self, new_base: int) -> None:
+        """Answer at ``new_base`` instead, as one step, and wait until no access by the old address is inside.
+
+        Raises BusError, and stays where it is, when the place is taken or does not exist, or when the
+        mapping is off the bus. ``new_base`` is often the guest's choice (a BAR): catch it there.
+        """
+        self._bus._move(self, Range(new_base, self.range.size))
+        self._quiesce()
+
+    def _quiesce(self) -> None:
+        with self.device.lock:
+            pass
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.range})"
+
+
+class Bus:
+    """Guest physical addresses to devices.
+
+    Locks: the writer lock is never held while calling out. ``read`` and ``write`` call the device with its
+    own lock held, and what a write returned with none. Whatever a guest does comes back as 0 and a count
+    in ``unclaimed``.
+    """
+
+    __slots__ = ("_mappings", "_table", "_write_lock", "unclaimed")
+
+    def __init__(self) -> None:
+        self._write_lock = threading.Lock()
+        self._mappings: SortedDict[int, Mapping] = SortedDict()
+        self._table: _Table = ((), (-1,), (), (), (), ())
+        self.unclaimed = Unclaimed()
+
+    def map(self, base: int, size: int, device: BusDevice, *, name: str) -> Mapping:
+        """Put ``device`` at ``base``, ``size`` bytes. Raises BusError on overlap, zero size and wrap."""
+        mapping = Mapping(self, Range(base, size), device, name)
+        with self._write_lock:
+            self._insert(mapping, mapping.range)
+        return mapping
+
+    def read(self, address: int, size: int) -> int:
+        """Value of ``size`` (1, 2, 4 or 8) bytes at ``address``; 0 where there is nothing."""
+        while True:
+            table = self._table
+            bases, lasts, locks, reads, _, _ = table
+            at = bisect_right(bases, address) - 1
+            if address + size - 1 > lasts[at]:
+                self._count_unclaimed(table, at, address, size)
+                return 0
+            with locks[at]:
+                if self._table is table:
+                    return reads[at](address - bases[at], size)
+
+    def write(self, address: int, size: int, value: int) -> None:
+        """Store ``value``; then run what the device asked to be run once its lock was dropped."""
+        while True:
+            table = self._table
+            bases, lasts, locks, _, writes, _ = table
+            at = bisect_right(bases, address) - 1
+            if address + size - 1 > lasts[at]:
+                self._count_unclaimed(table, at, address, size)
+                return
+            with locks[at]:
+                if self._table is not table:
+                    continue
+                after = writes[at](address - bases[at], size, value)
+            if after is not None:
+                after()
+            return
+
+    def find(self, address: int) -> Mapping | None:
+        """The mapping that holds ``address``."""
+        bases, lasts, _, _, _, mappings = self._table
+        at = bisect_right(bases, address) - 1
+        return mappings[at] if address <= lasts[at] else None
+
+    def describe(self) -> list[tuple[Range, str]]:
+        """Range and name of every mapping, in address order."""
+        return [(mapping.range, mapping.name) for mapping in self._table[5]]
+
+    def _count_unclaimed(self, table: _Table, at: int, address: int, size: int) -> None:
+        bases, lasts = table[0], table[1]
+        begins_inside = address <= lasts[at]
+        ends_inside = at + 1 < len(bases) and bases[at + 1] < address + size
+        self.unclaimed.count(address, straddles=begins_inside or ends_inside)
+
+    def _insert(self, mapping: Mapping, where: Range) -> None:
+        index = self._mappings.bisect_right(where.base)
+        for neighbour in self._mappings.values()[max(index - 1, 0) : index + 1]:
+            if neighbour.range.overlaps(where):
+                raise BusError(f"{mapping.name} ({where}) overlaps {neighbour}.")
+        mapping.range = where
+        self._mappings[where.base] = mapping
+        self._publish()
+
+    def _is_mapped(self, mapping: Mapping) -> bool:
+        return self._mappings.get(mapping.range.base) is mapping
+
+    def _unmap(self, mapping: Mapping) -> None:
+        with self._write_lock:
+            if self._is_mapped(mapping):
+                del self._mappings[mapping.range.base]
+                self._publish()
+
+    def _move(self, mapping: Mapping, where: Range) -> None:
+        with self._write_lock:
+            if not self._is_mapped(mapping):
+                raise BusError(f"{mapping.name} cannot move to {where}: it is not on the bus.")
+            old = mapping.range
+            del self._mappings[old.base]
+            try:
+                self._insert(mapping, where)
+            except BusError:
+                self._mappings[old.base] = mapping
+                raise
+
+    def _publish(self) -> None:
+        mappings = tuple(self._mappings.values())
+        devices = [mapping.device for mapping in mappings]
+        self._table = (
+            tuple(mapping.range.base for mapping in mappings),
+            # Below every mapping bisect yields index -1: the last entry, which no address is within.
+            (*(mapping.range.last for mapping in mappings), -1),
+            tuple(device.lock for device in devices),
+            tuple(device.read for device in devices),
+            tuple(device.write for device in devices),
+            mappings,
+        )

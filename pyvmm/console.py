@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _HIGH_WATER = 1 << 20
 _READ_SIZE = 4096
+_LINE_LIMIT = 4096
 # Read ahead of the guest this far, so that the escape keys work while a hung guest takes no input.
 _READ_AHEAD = 64 << 10
 
@@ -34,50 +35,47 @@ _PANIC_START = b"Kernel panic - not syncing"
 class PanicWatch:
     """Recognises a Linux panic in console output.
 
-    ``ended`` turns true with the line that Linux prints when it stops for good; ``seen`` already with the
-    panic's own line, for guests that reboot on panic.
+    ``seen`` turns true with the panic's own line (a guest with ``panic=N`` goes on to reboot), ``ended`` with
+    the line that Linux prints when it stops for good.
     """
 
-    __slots__ = ("_tail", "ended", "message", "seen")
+    __slots__ = ("ended", "message", "seen")
 
     def __init__(self) -> None:
-        self._tail = b""
         self.message = ""
         self.seen = False
         self.ended = False
 
-    def feed(self, data: bytes) -> None:
-        """Look at the next piece of output."""
-        text = self._tail + data
-        start = text.find(_PANIC_START)
-        if start >= 0:
-            self.seen = True
-            line = text[start:].split(b"\r")[0].split(b"\n")[0]
-            self.message = line.decode("utf-8", "replace").removesuffix(" ]---")
-        if _PANIC_END in text:
-            self.ended = True
-        # A panic line that is cut at the end of this piece is looked at again with the next one.
-        self._tail = text[start:][-512:] if start >= 0 and b"\n" not in text[start:] else text[-64:]
+    def feed(self, line: bytes) -> None:
+        """Look at one line of output."""
+        start = line.find(_PANIC_START)
+        if start < 0:
+            return
+        self.seen = True
+        self.message = line[start:].rstrip(b"\r\n").removesuffix(b" ]---").decode("utf-8", "replace")
+        self.ended = _PANIC_END in line
 
 
 class ConsoleWriter:
     """Takes guest output from any thread and writes it to descriptors from its own.
 
-    ``outputs`` are descriptors (the terminal, the log); ``on_output`` sees every piece, on the writer's
-    thread; ``on_closed`` is called once when the first descriptor's reader is gone.
+    ``outputs`` are descriptors (the terminal, the log); ``on_line`` sees every line as it is completed, on
+    the thread that wrote it and with the writer's lock held, so that what a guest said is known before what
+    it did next; ``on_closed`` is called once when the first descriptor's reader is gone.
     """
 
     def __init__(
         self,
         outputs: list[int],
-        on_output: Callable[[bytes], None],
+        on_line: Callable[[bytes], None],
         on_closed: Callable[[], None],
     ) -> None:
         self._outputs = outputs
-        self._on_output = on_output
+        self._on_line = on_line
         self._on_closed = on_closed
         self._ready = threading.Condition()
         self._buffer = bytearray()
+        self._line = bytearray()
         self._closing = False
         self._abandoned = False
         self._thread = start_thread(self._run, "console")
@@ -88,7 +86,16 @@ class ConsoleWriter:
             if not self._buffer:
                 self._ready.notify()
             self._buffer += data
+            self._line += data
+            if b"\n" in data or len(self._line) > _LINE_LIMIT:
+                self._finish_lines()
             return self._wait_for_room if len(self._buffer) > _HIGH_WATER else None
+
+    def _finish_lines(self) -> None:
+        *lines, rest = bytes(self._line).split(b"\n")
+        self._line = bytearray(rest[-_LINE_LIMIT:])
+        for line in lines:
+            self._on_line(line)
 
     def _wait_for_room(self) -> None:
         with self._ready:
@@ -119,7 +126,6 @@ class ConsoleWriter:
                 self._ready.notify_all()
             if not data or self._abandoned:
                 return
-            self._on_output(data)
             for fd in list(self._outputs):
                 self._write_all(fd, data)
 

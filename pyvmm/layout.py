@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guest's physical address map and wired interrupt numbers: one table, no logic.
+"""The guest's physical address map and wired interrupt numbers: one table, hardly any logic.
 
 Sizes and addresses are bytes. Interrupt numbers are PLIC or APLIC source numbers; 0 does not exist.
 The map follows kvmtool's where it has one (low 2 GiB for devices, RAM from 0x8000_0000).
@@ -23,3 +23,8 @@ RAM_BASE = 0x8000_0000
 # is above 31, so wired sources, MSI-X vectors and IPIs together stay small.
 NR_SOURCES = 31
 MAX_CPUS = 128
+
+
+def aplic_size(harts: int) -> int:
+    """Bytes of an APLIC in direct mode: its domain and one IDC a hart, in whole pages."""
+    return (APLIC_SIZE + APLIC_IDC_SIZE * harts + 0xFFF) & ~0xFFF

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def start_thread(target: Callable[[], None], name: str) -> threading.Thread:
     """Run ``target`` on a new thread named ``name`` that receives no signal."""
     thread = threading.Thread(target=target, name=name, daemon=True)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, range(1, signal.NSIG))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         thread.start()
     finally:

@@ -8,6 +8,7 @@ Not argparse: importing it costs 0.4 s on an emulated RISC-V host, as much as th
 from __future__ import annotations
 
 from pyvmm.errors import ConfigError
+from pyvmm.nearest import nearest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -180,11 +181,3 @@ def _option_help(option: Option) -> list[str]:
     if len(left) > 30:
         return [left, " " * 32 + option.help]
     return [f"{left:<32}{option.help}"]
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """`` Did you mean X?`` for the known word nearest to ``word``, or nothing."""
-    import difflib
-
-    match = difflib.get_close_matches(word, list(known), n=1)
-    return f" Did you mean {match[0]}?" if match else ""

@@ -1,0 +1,54 @@
+# Two commands on a fresh machine:  make run  boots Debian's RISC-V kernel to a shell,
+#                                   make test runs everything there is to run.
+# Neither needs root; everything lands in .venv and in the user's cache folder.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN_STAMP := $(VENV)/.run
+DEV_STAMP := $(VENV)/.dev
+
+.PHONY: run test lint types unit abi guest guest-aia guest-plic lab-tests bench clean
+
+run: $(RUN_STAMP)
+	@$(BIN)/pyvmm run $(ARGS)
+
+test: lint types unit abi guest lab-tests
+
+lint: $(DEV_STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(DEV_STAMP)
+	$(BIN)/mypy
+
+unit: $(DEV_STAMP)
+	$(BIN)/pytest tests/unit tests/model tests/test_layering.py
+
+abi: $(DEV_STAMP)
+	$(BIN)/pytest tests/abi
+
+# Real guests on real RISC-V KVM: one emulated host at a time.
+guest: guest-aia guest-plic
+
+guest-aia guest-plic: guest-%: $(DEV_STAMP)
+	scripts/guest-tests $*
+
+lab-tests: $(DEV_STAMP)
+	$(BIN)/pytest tests/lab; code=$$?; $(BIN)/pyvmm lab stop; exit $$code
+
+bench: $(DEV_STAMP)
+	$(BIN)/python -m benchmarks $(ARGS)
+
+clean:
+	-$(BIN)/pyvmm lab stop
+	rm -rf $(VENV) build dist *.egg-info
+
+$(RUN_STAMP): pyproject.toml scripts/make-venv
+	$(PYTHON) scripts/make-venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(DEV_STAMP): $(RUN_STAMP)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options that define a machine, shared by every command that takes one. lkvm's names come first."""
+
+from __future__ import annotations
+
+from pyvmm.cli.parser import Option
+from pyvmm.config import AIA_MODES, CONSOLES, IRQCHIPS, ON_PANIC, ON_REBOOT
+
+MACHINE_OPTIONS = (
+    Option("-k", "--kernel", key="kernel", metavar="FILE", group="Boot", help="kernel: Image (also .gz, .zst, zboot) or ELF"),
+    Option("-i", "--initrd", key="initrd", metavar="FILE", group="Boot", help="initial RAM disk"),
+    Option("-p", "--params", "-a", "--append", key="params", metavar="TEXT", group="Boot", help="kernel command line"),
+    Option("-f", "--firmware", key="firmware", metavar="FILE", group="Boot", help="S-mode firmware (U-Boot) instead of a kernel"),
+    Option("--dump-dtb", key="dump_dtb", metavar="FILE", group="Boot", help="write the guest's device tree blob"),
+    Option("-m", "--mem", key="mem", metavar="SIZE", group="Machine", help="guest RAM: 512M, 2G, a bare number is MiB [256M]"),
+    Option("-c", "--cpus", key="cpus", metavar="N", group="Machine", help="number of harts [1]"),
+    Option("--isa", key="isa", metavar="LIST", group="Machine", help="extensions: host,-svpbmt,+zbb [host]"),
+    Option("--cpu-type", key="cpu_type", metavar="max|min[,EXT]", group="Machine", help="max: all KVM has; min: rv64imafdc"),
+    Option("--irqchip", key="irqchip", choices=IRQCHIPS, metavar="KIND", group="Machine", help="interrupt controller [auto]"),
+    Option("--aia-mode", key="aia_mode", choices=AIA_MODES, metavar="MODE", group="Machine", help="in-kernel AIA mode [auto]"),
+    Option("--mem-backend", key="mem_backend", metavar="KIND", group="Machine", help="anon, memfd or hugetlbfs:PATH [anon]"),
+    Option("--dev", key="dev", metavar="FILE", group="Machine", help="KVM device node [/dev/kvm]"),
+    Option("--console", key="console", choices=CONSOLES, metavar="KIND", group="Console", help="guest console [serial]"),
+)  # fmt: skip
+
+RUN_OPTIONS = (
+    Option("--log", key="log", metavar="FILE", group="Console", help="also write console output there"),
+    Option("--timeout", key="timeout", metavar="TIME", group="Ends", help="end after TIME (90s, 5m) with code 124"),
+    Option("--on-panic", key="on_panic", choices=ON_PANIC, metavar="DO", group="Ends", help="on a guest panic [exit, code 255]"),
+    Option("--on-reboot", key="on_reboot", choices=ON_REBOOT, metavar="DO", group="Ends", help="on a guest reboot [reboot]"),
+    Option("--trace", key="trace", metavar="mmio,sbi,irq", group="Observe", help="show these events on stderr"),
+    Option("--trace-out", key="trace_out", metavar="FILE", group="Observe", help="write the trace there instead"),
+)  # fmt: skip
+
+_DEVICES = "comes with the virtio devices of a later release; until then boot from --initrd."
+#: Understood, wanted, not there yet: refused with a sentence rather than ignored.
+REFUSED = {
+    **{
+        name: f"{name} {_DEVICES}"
+        for name in ("-d", "--disk", "--9p", "--share", "-n", "--network", "--vsock")
+    },
+    **{name: f"{name} {_DEVICES}" for name in ("--balloon", "--rng", "--virtio-transport", "--machine")},
+    **{name: f"{name} is not available yet: pyvmm has no flash device." for name in ("-F", "--flash")},
+    **{
+        name: f"{name} comes with the control of running guests in a later release."
+        for name in ("--name", "--gdb")
+    },
+    "--dtb": "--dtb is not available: pyvmm writes the device tree itself; look at it with pyvmm dtb.",
+    "--tty": "--tty is not available yet: the console is on stdin and stdout.",
+    "--hugetlbfs": "--hugetlbfs PATH is spelled --mem-backend hugetlbfs:PATH here.",
+    "--nodefaults": "--nodefaults is not needed: pyvmm adds no device that was not asked for.",
+}
+
+PREFIXES = {"--disable-sbi-": "disable_sbi", "--disable-": "disable_isa"}

@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+"""pyvmm's own words: on stderr, prefixed. stdout belongs to the guest."""
+
+from __future__ import annotations
+
+import sys
+
+
+def say(text: str) -> None:
+    """One line to the user. A raw terminal needs the carriage return; elsewhere it does no harm on a tty."""
+    end = "\r\n" if sys.stderr.isatty() else "\n"
+    sys.stderr.write(f"pyvmm: {text}{end}")
+    sys.stderr.flush()
+
+
+def show(text: str) -> None:
+    """Several lines without a prefix (registers, a summary, help)."""
+    end = "\r\n" if sys.stderr.isatty() else "\n"
+    sys.stderr.write("".join(line + end for line in text.splitlines()))
+    sys.stderr.flush()

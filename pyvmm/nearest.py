@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Help with misspelt names."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`` Did you mean X?`` for the known word nearest to ``word``, or nothing."""
+    import difflib
+
+    match = difflib.get_close_matches(word, sorted(known), n=1)
+    return f" Did you mean {match[0]}?" if match else ""

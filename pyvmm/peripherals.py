@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The platform devices of a machine: which ones a configuration asks for, and where they live."""
+
+from __future__ import annotations
+
+from pyvmm import devicetree, layout
+from pyvmm.devices.rtc import GoldfishRtc
+from pyvmm.devices.uart8250 import Uart8250
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pyvmm.config import MachineConfig
+
+
+class Peripheral:
+    """A kind of device in its place: ``name`` on the bus and in the trace, ``node`` in the device tree."""
+
+    __slots__ = ("alias", "base", "irq", "kind", "name", "node", "size")
+
+    def __init__(
+        self,
+        kind: type[Uart8250] | type[GoldfishRtc],
+        name: str,
+        node: str,
+        base: int,
+        size: int,
+        irq: int,
+        alias: str | None = None,
+    ) -> None:
+        self.kind = kind
+        self.name = name
+        self.node = node
+        self.base = base
+        self.size = size
+        self.irq = irq
+        self.alias = alias
+
+    def describe(self) -> devicetree.Device:
+        """For the device tree; needs no instance of the device."""
+        return devicetree.Device(
+            self.node, self.base, self.size, self.irq, self.kind.describe, alias=self.alias
+        )
+
+
+UART = Peripheral(
+    Uart8250, "uart", "serial", layout.UART_BASE, layout.UART_SIZE, layout.UART_IRQ, alias="serial0"
+)
+RTC = Peripheral(GoldfishRtc, "rtc", "rtc", layout.RTC_BASE, layout.RTC_SIZE, layout.RTC_IRQ)
+
+
+def wanted(config: MachineConfig) -> list[Peripheral]:
+    """What ``config`` asks for. The clock is always there: a guest needs the time."""
+    return [UART, RTC] if config.console == "serial" else [RTC]
+
+
+def stdout(config: MachineConfig) -> str | None:
+    """What /chosen/stdout-path names: the serial console's alias and line settings."""
+    return f"{UART.alias}:115200n8" if config.console == "serial" else None

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+
+from pyvmm.config import GiB, KiB, MachineConfig, MiB, format_size, parse_duration, parse_size
+from pyvmm.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("512M", 512 * MiB),
+        ("2G", 2 * GiB),
+        ("256", 256 * MiB),
+        (64, 64 * MiB),
+        ("4096K", 4 * MiB),
+        ("1GiB", GiB),
+    ],
+)
+def test_parse_size_understands_units_and_bare_mebibytes(text, size):
+    assert parse_size(text, "--mem") == size
+
+
+@pytest.mark.parametrize("text", ["", "M", "1.5G", "-1", "12X", "0x10", "512 MB x", "²M"])
+def test_parse_size_refuses_anything_else_naming_the_option(text):
+    with pytest.raises(ConfigError, match=r"^--mem takes a size such as 512M"):
+        parse_size(text, "--mem")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("500ms", 0.5), ("30s", 30.0), ("5m", 300.0), ("2h", 7200.0), ("7", 7.0), ("1.5s", 1.5)],
+)
+def test_parse_duration_understands_units(text, seconds):
+    assert parse_duration(text, "--timeout") == seconds
+
+
+@pytest.mark.parametrize("text", ["", "s", "0", "-3s", "5 years", "inf", "nan"])
+def test_parse_duration_refuses_anything_else(text):
+    with pytest.raises(ConfigError, match=r"^--timeout takes a duration"):
+        parse_duration(text, "--timeout")
+
+
+@pytest.mark.parametrize(("size", "text"), [(512 * MiB, "512M"), (2 * GiB, "2G"), (4 * KiB, "4K"), (5, "5B")])
+def test_format_size_uses_the_largest_unit_that_divides(size, text):
+    assert format_size(size) == text
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("mem", "0", "--mem takes a multiple of 4K above 0"),
+        ("mem", "-5", "--mem takes a size"),
+        ("mem", "3B", "--mem takes a multiple of 4K"),
+        ("cpus", "0", "--cpus takes 1 to 128, not 0"),
+        ("cpus", "129", "--cpus takes 1 to 128, not 129"),
+        ("cpus", "two", "--cpus takes a whole number"),
+        ("irqchip", "gic", "--irqchip takes one of auto, aia, aplic, plic"),
+        ("console", "vga", "--console takes one of"),
+        ("trace", "mmio,csr", "--trace takes one of mmio, sbi, irq"),
+        ("mem_backend", "hugetlbfs", "--mem-backend takes anon, memfd or hugetlbfs:PATH"),
+        ("timeout", "soon", "--timeout takes a duration"),
+    ],
+)
+def test_config_refuses_a_bad_value_with_a_sentence(field, value, sentence):
+    with pytest.raises(ConfigError) as caught:
+        MachineConfig(**{field: value})
+    assert str(caught.value).startswith(sentence)
+    assert str(caught.value).endswith(".")
+
+
+def test_command_line_gets_the_serial_console_before_the_users_words():
+    assert MachineConfig(params="quiet panic=1").command_line() == "console=ttyS0 earlycon=sbi quiet panic=1"
+
+
+def test_command_line_leaves_the_users_console_alone():
+    assert MachineConfig(params="console=hvc0 quiet").command_line() == "console=hvc0 quiet"

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+import os
+import threading
+
+import pytest
+
+from pyvmm.console import ConsoleInput, ConsoleWriter, PanicWatch
+from pyvmm.eventloop import EventLoop
+
+PATIENCE = 30  # seconds; only ever waited for when a test fails
+
+
+class Ends:
+    """What a writer reports."""
+
+    def __init__(self):
+        self.lines = []
+        self.closed = threading.Event()
+
+
+@pytest.fixture
+def ends():
+    return Ends()
+
+
+@pytest.fixture
+def pipe():
+    reader, writer = os.pipe()
+    yield reader, writer
+    for fd in (reader, writer):
+        try:
+            os.close(fd)
+        except OSError:
+            pass
+
+
+def make_writer(ends, *fds):
+    return ConsoleWriter(list(fds), ends.lines.append, ends.closed.set)
+
+
+def test_writer_writes_everything_to_every_output_before_it_closes(ends, pipe, tmp_path):
+    log = os.open(tmp_path / "log", os.O_RDWR | os.O_CREAT)
+    writer = make_writer(ends, pipe[1], log)
+    for number in range(1000):
+        writer.write(b"%d\n" % number)
+    writer.close()
+    expected = b"".join(b"%d\n" % number for number in range(1000))
+    assert os.read(pipe[0], 1 << 16) == expected
+    assert (tmp_path / "log").read_bytes() == expected
+    os.close(log)
+
+
+def test_writer_shows_whole_lines_however_they_were_cut(ends, pipe):
+    writer = make_writer(ends, pipe[1])
+    for piece in (b"on", b"e\r\ntw", b"o\r\nthree", b"\r\n"):
+        writer.write(piece)
+    assert ends.lines == [b"one\r", b"two\r", b"three\r"]
+    writer.close()
+
+
+def test_writer_keeps_an_endless_line_bounded(ends, pipe):
+    writer = make_writer(ends)
+    for _ in range(100):
+        writer.write(b"x" * 4096)
+    assert len(writer._line) <= 4096
+    writer.close()
+
+
+def test_writer_makes_a_flood_wait_until_the_reader_has_caught_up(ends, pipe):
+    writer = make_writer(ends, pipe[1])
+    wait = None
+    sent = 0
+    while wait is None:
+        wait = writer.write(b"y" * 65536)
+        sent += 65536
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    received = 0
+    while received < sent:
+        received += len(os.read(pipe[0], 1 << 16))
+    waiting.join(PATIENCE)
+    assert not waiting.is_alive()
+    writer.close()
+
+
+def test_writer_lets_waiting_ones_go_when_it_is_released(ends, pipe):
+    writer = make_writer(ends, pipe[1])
+    wait = None
+    while wait is None:
+        wait = writer.write(b"y" * 65536)
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    writer.release()
+    waiting.join(PATIENCE)
+    assert not waiting.is_alive()
+    writer.close(flush=False)
+
+
+def test_writer_reports_a_reader_that_has_gone_and_goes_on_logging(ends, pipe, tmp_path):
+    log = os.open(tmp_path / "log", os.O_RDWR | os.O_CREAT)
+    writer = make_writer(ends, pipe[1], log)
+    os.close(pipe[0])
+    writer.write(b"one\n")
+    assert ends.closed.wait(PATIENCE)
+    writer.write(b"two\n")
+    writer.close()
+    assert (tmp_path / "log").read_bytes() == b"one\ntwo\n"
+    os.close(log)
+
+
+class Taker:
+    """A device that takes ``room`` bytes at most."""
+
+    def __init__(self, room):
+        self.room = room
+        self.data = b""
+        self.took = threading.Condition()
+
+    def consume(self, data):
+        with self.took:
+            taken = data[: self.room]
+            self.room -= len(taken)
+            self.data += taken
+            self.took.notify_all()
+            return len(taken)
+
+    def wait_for(self, data):
+        with self.took:
+            assert self.took.wait_for(lambda: self.data == data, PATIENCE), self.data
+
+
+@pytest.fixture
+def loop():
+    failures = []
+    loop = EventLoop(failures.append)
+    loop.start()
+    yield loop
+    loop.stop()
+    assert failures == []
+
+
+def test_input_arrives_as_the_device_makes_room_and_nothing_is_lost(loop, pipe):
+    taker = Taker(3)
+    source = ConsoleInput(loop, pipe[0], lambda data: data)
+    loop.call_soon(lambda: (source.connect(taker.consume), source.start()))
+    os.write(pipe[1], b"0123456789")
+    taker.wait_for(b"012")
+    taker.room = 4
+    source.room()
+    taker.wait_for(b"0123456")
+    taker.room = 10
+    source.room()
+    os.write(pipe[1], b"abc")
+    taker.wait_for(b"0123456789abc")
+
+
+def test_input_from_a_file_arrives_whole(loop, tmp_path):
+    (tmp_path / "file").write_bytes(bytes(range(256)) * 100)
+    fd = os.open(tmp_path / "file", os.O_RDONLY)
+    taker = Taker(1 << 20)
+    source = ConsoleInput(loop, fd, lambda data: data)
+    loop.call_soon(lambda: (source.connect(taker.consume), source.start()))
+    taker.wait_for(bytes(range(256)) * 100)
+    os.close(fd)
+
+
+def test_input_is_kept_while_nobody_takes_it(loop, pipe):
+    source = ConsoleInput(loop, pipe[0], lambda data: data)
+    seen = threading.Event()
+    os.write(pipe[1], b"early")
+    loop.call_soon(source.start)
+    loop.call_soon(lambda: loop.call_soon(seen.set))
+    assert seen.wait(PATIENCE)
+    taker = Taker(100)
+    loop.call_soon(lambda: source.connect(taker.consume))
+    taker.wait_for(b"early")
+
+
+def test_input_filter_sees_keys_while_the_guest_takes_nothing(loop, pipe):
+    quit_seen = threading.Event()
+
+    def filter(data):
+        if b"\x01x" in data:
+            quit_seen.set()
+        return data
+
+    source = ConsoleInput(loop, pipe[0], filter)
+    taker = Taker(0)
+    loop.call_soon(lambda: (source.connect(taker.consume), source.start()))
+    os.write(pipe[1], b"stuck")
+    os.write(pipe[1], b"\x01x")
+    assert quit_seen.wait(PATIENCE)
+
+
+def test_panic_watch_tells_a_panic_from_its_end():
+    watch = PanicWatch()
+    watch.feed(b"[    1.0] Kernel panic - not syncing: sysrq triggered crash\r")
+    assert (watch.seen, watch.ended) == (True, False)
+    watch.feed(b"[    1.1] ---[ end Kernel panic - not syncing: sysrq triggered crash ]---\r")
+    assert watch.ended
+    assert watch.message == "Kernel panic - not syncing: sysrq triggered crash"
+
+
+def test_panic_watch_ignores_other_output():
+    watch = PanicWatch()
+    for line in (b"Kernel panic button pressed", b"", b"\xff\xfe", b"---[ end Kernel"):
+        watch.feed(line)
+    assert not watch.seen

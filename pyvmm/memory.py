@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-from errno import EINVAL
 
 from pyvmm.errors import ConfigError, GuestAccessError, HostError
 
@@ -268,12 +267,11 @@ def _huge_page_size(path: str, base: int, size: int) -> int:
 
 
 def _advise_huge_pages(mapping: mmap.mmap, offset: int, size: int) -> None:
-    """MADV_HUGEPAGE on whole pages from ``offset``; kernels without transparent huge pages say EINVAL."""
+    """MADV_HUGEPAGE. Advice only: a kernel without transparent huge pages refuses it, and that is fine."""
     try:
         mapping.madvise(mmap.MADV_HUGEPAGE, offset, size)
-    except OSError as error:
-        if error.errno != EINVAL:
-            raise HostError(f"cannot ask for huge pages: {error.strerror}") from error
+    except OSError:
+        pass
 
 
 def _too_large(size: int, giver: str) -> ConfigError:

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Debian's riscv64 kernels, as flat Images with the modules that matter: for the lab host and for guests."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from pyvmm.errors import ConfigError, HostError
+from pyvmm.lab import store
+from pyvmm.lab.modules import ModuleTree
+from pyvmm.lab.packages import Archive, Package, require_commands, unpack
+from pyvmm.lab.store import Progress, quiet
+
+# Where to look for a series, in order. Suites that move daily are often past their date on a mirror.
+SUITES = {
+    "7": (("trixie-backports", True), ("sid", True), ("forky", True)),
+    "6.12": (("trixie", False),),
+}
+HOST_MODULES = (
+    "kvm", "virtio_net", "virtio_rng", "9pnet_virtio", "9p", "tun", "vhost_net", "vhost_vsock", "fuse", "virtiofs", "loop",
+)  # fmt: skip
+GUEST_MODULES = (
+    "virtio_mmio", "virtio_blk", "virtio_net", "virtio_rng", "virtio_balloon", "virtio_console", "9pnet_virtio", "9p",
+    "virtiofs", "vmw_vsock_virtio_transport", "virtio_input", "virtio_crypto", "af_packet", "ext4",
+)  # fmt: skip
+_PARTS = ("linux-image-", "linux-binary-", "linux-modules-")
+
+
+class Kernel:
+    """A kernel in the cache."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        manifest = store.read_json(directory / "manifest.json") or {}
+        self.release: str = manifest.get("release", "")
+        self.manifest: dict[str, object] = manifest
+
+    @property
+    def image(self) -> Path:
+        """The flat Image."""
+        return self.directory / "Image"
+
+    @property
+    def modules(self) -> ModuleTree:
+        """Its modules, for the host and for guests."""
+        return ModuleTree(self.directory / "modules")
+
+
+def kernel(series: str, progress: Progress = quiet) -> Kernel:
+    """The newest kernel of a series ("7" or "6.12"), downloaded on first use.
+
+    Raises ConfigError for another series, HostError when no suite can deliver it now.
+    """
+    if series not in SUITES:
+        raise ConfigError(f"There is no kernel series {series!r}; there are {' and '.join(SUITES)}.")
+    key = store.recipe_key(SUITES[series], HOST_MODULES, GUEST_MODULES)
+    return Kernel(
+        store.build_once(f"kernels/{series}-{key}", lambda work: _build(series, work, progress), progress)
+    )
+
+
+def _build(series: str, work: Path, progress: Progress) -> None:
+    require_commands()
+    failures: list[str] = []
+    for suite, expired_ok in SUITES[series]:
+        try:
+            with store.scratch(work) as temp:
+                archive = Archive(temp / "apt", suite, "riscv64", expired_ok=expired_ok)
+                return _build_from(archive, series, temp, work, progress)
+        except HostError as e:
+            failures.append(str(e))
+            progress(str(e))
+    raise HostError(f"No suite can deliver a Linux {series} kernel for riscv64 now. {failures[-1]}")
+
+
+def _build_from(archive: Archive, series: str, temp: Path, work: Path, progress: Progress) -> None:
+    archive.update()
+    packages = _packages(archive)
+    version = packages[0].version
+    if not version.startswith(f"{series}."):
+        raise HostError(f"Debian's {archive.suite} has Linux {version}, not {series}.")
+    root = temp / "root"
+    unpack(archive.fetch(packages, temp / "debs", progress), root)
+    release = next((root / "usr/lib/modules").iterdir()).name
+    shutil.copyfile(_image(root, release), work / "Image")
+    _keep_modules(root / "usr/lib/modules" / release, work / "modules")
+    store.write_json(
+        work / "manifest.json",
+        {"release": release, "suite": archive.suite, "packages": [p.manifest() for p in packages]},
+    )
+
+
+def _packages(archive: Archive) -> list[Package]:
+    """What the metapackage leads to, as far as it is kernel and modules (one package up to 6.12, several later)."""
+    names: list[str] = []
+    todo = ["linux-image-riscv64"]
+    while todo:
+        name = todo.pop()
+        if name not in names:
+            names.append(name)
+            todo += [other for other in archive.depends(name) if other.startswith(_PARTS)]
+    return archive.select(names)
+
+
+def _image(root: Path, release: str) -> Path:
+    for candidate in (
+        root / f"usr/lib/modules/{release}/vmlinuz",
+        root / f"boot/vmlinux-{release}",
+        root / f"boot/vmlinuz-{release}",
+    ):
+        if candidate.exists():
+            return candidate
+    raise HostError(f"The package of Linux {release} holds no kernel image where one is expected.")
+
+
+def _keep_modules(source: Path, target: Path) -> None:
+    tree = ModuleTree(source)
+    target.mkdir()
+    for name in tree.load_order(HOST_MODULES + GUEST_MODULES):
+        (target / f"{name}.ko").write_bytes(tree.content(name))

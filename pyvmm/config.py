@@ -140,6 +140,11 @@ class MachineConfig:
         self.trace_out = trace_out
         self.dev = dev
 
+    def summary(self) -> str:
+        """The machine in a few words."""
+        program = self.kernel or self.firmware
+        return f"{program}, {format_size(self.mem)}, {self.cpus} CPU{'s' if self.cpus > 1 else ''}"
+
     def command_line(self) -> str:
         """The kernel's command line: console arguments, unless ``params`` chooses one, then ``params``."""
         chosen = any(word.startswith("console=") for word in self.params.split())

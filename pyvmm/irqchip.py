@@ -29,9 +29,14 @@ if TYPE_CHECKING:
         """An interrupt controller of a machine under construction."""
 
         name: str
-        #: For the device tree.
-        wired: devicetree.Plic | devicetree.Aplic
-        imsic: devicetree.Imsic | None
+
+        @property
+        def wired(self) -> devicetree.Plic | devicetree.Aplic:
+            """The wired controller, for the device tree."""
+
+        @property
+        def imsic(self) -> devicetree.Imsic | None:
+            """The MSI controller, for the device tree."""
 
         def line(self, source: int) -> IrqLine:
             """The wire with this source number."""
@@ -154,7 +159,7 @@ class UserPlic(_UserChip):
         from pyvmm.devices.plic import Plic
 
         super().__init__(vcpus)
-        self._plic = Plic(layout.NR_SOURCES, len(vcpus), self.signal)
+        self._plic = Plic(self.signal, sources=layout.NR_SOURCES, harts=len(vcpus))
         bus.map(layout.PLIC_BASE, layout.PLIC_SIZE, self._plic, name="plic")
         self.wired = devicetree.Plic(layout.PLIC_BASE, layout.PLIC_SIZE, layout.NR_SOURCES)
 
@@ -172,7 +177,7 @@ class UserAplic(_UserChip):
         from pyvmm.devices.aplic import Aplic
 
         super().__init__(vcpus)
-        self._aplic = Aplic(layout.NR_SOURCES, len(vcpus), self.signal)
+        self._aplic = Aplic(self.signal, sources=layout.NR_SOURCES, harts=len(vcpus))
         size = layout.aplic_size(len(vcpus))
         bus.map(layout.APLIC_BASE, size, self._aplic, name="aplic")
         self.wired = devicetree.Aplic(layout.APLIC_BASE, size, layout.NR_SOURCES)

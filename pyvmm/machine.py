@@ -15,10 +15,9 @@ import os
 import select
 import threading
 
-from pyvmm import outcome
+from pyvmm import hostfile, outcome
 from pyvmm.board import Board
 from pyvmm.console import ConsoleInput, ConsoleWriter, PanicWatch
-from pyvmm.errors import ConfigError
 from pyvmm.eventloop import EventLoop
 from pyvmm.outcome import Outcome
 from pyvmm.threads import start_thread
@@ -67,14 +66,14 @@ class Machine:
         self._outcome: Outcome | None = None
         self._outcome_lock = threading.RLock()  # reentrant: a signal handler may interrupt ``end``
         self._panic = PanicWatch()
-        self._log_fd = _open_log(config.log)
+        self._log_fd = hostfile.create("The log", config.log) if config.log is not None else None
         self._output_fd = output_fd
         outputs = [fd for fd in (output_fd, self._log_fd) if fd is not None]
         self._loop = EventLoop(self._fail)
         self._writer = ConsoleWriter(outputs, self._on_line, self._on_output_closed)
         self._input: ConsoleInput | None = None
         if input_fd is not None:
-            self._input = ConsoleInput(self._loop, input_fd, lambda data: self.on_input(data))
+            self._input = ConsoleInput(self._loop, input_fd, self._filter_input)
         self._board: Board | None = None
 
     def __enter__(self) -> Machine:
@@ -92,7 +91,7 @@ class Machine:
         """
         with self._state:
             if self._board is None:
-                self._board = Board(self.config, self._loop, self._writer.write, self._note, self.trace)
+                self._board = Board(self.config, self._loop, self._writer, self._note, self.trace)
                 self._board.connect(self._input, self._guest_ended, self._fail)
             return self._board
 
@@ -151,6 +150,9 @@ class Machine:
                 self.trace = Trace(("mmio", "sbi"), self._show)
                 self._board.trace_exits(self.trace)
 
+    def _filter_input(self, data: bytes) -> bytes:
+        return self.on_input(data)
+
     def _guest_ended(self, end: Outcome) -> None:
         """On the vCPU's thread, which must be free to finish."""
         if end.reason == outcome.REBOOT and self._panic.seen and self.config.on_panic == "exit":
@@ -208,12 +210,3 @@ class Machine:
             self._check_later(number + 1)
 
         self._loop.call_later(interval, check)
-
-
-def _open_log(path: str | None) -> int | None:
-    if path is None:
-        return None
-    try:
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise ConfigError(f"The log {path} cannot be written: {error.strerror}.") from error

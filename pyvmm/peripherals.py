@@ -20,6 +20,7 @@ class Peripheral:
     def __init__(
         self,
         kind: type[Uart8250] | type[GoldfishRtc],
+        *,
         name: str,
         node: str,
         base: int,
@@ -43,9 +44,17 @@ class Peripheral:
 
 
 UART = Peripheral(
-    Uart8250, "uart", "serial", layout.UART_BASE, layout.UART_SIZE, layout.UART_IRQ, alias="serial0"
+    Uart8250,
+    name="uart",
+    node="serial",
+    base=layout.UART_BASE,
+    size=layout.UART_SIZE,
+    irq=layout.UART_IRQ,
+    alias="serial0",
 )
-RTC = Peripheral(GoldfishRtc, "rtc", "rtc", layout.RTC_BASE, layout.RTC_SIZE, layout.RTC_IRQ)
+RTC = Peripheral(
+    GoldfishRtc, name="rtc", node="rtc", base=layout.RTC_BASE, size=layout.RTC_SIZE, irq=layout.RTC_IRQ
+)
 
 
 def wanted(config: MachineConfig) -> list[Peripheral]:

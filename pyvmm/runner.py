@@ -16,7 +16,7 @@ from collections import deque
 
 from pyvmm import outcome
 from pyvmm.errors import KvmError
-from pyvmm.kvm import regs, uapi
+from pyvmm.kvm import dump, regs, uapi
 from pyvmm.outcome import Outcome
 from pyvmm.threads import start_thread
 
@@ -36,8 +36,8 @@ _SEED_ES16 = 2 << 30  # OPST field: 16 bits of entropy follow (RISC-V scalar cry
 _SRST_SYSTEM_FAILURE = 1
 
 _RUN_ERRORS = {
-    errno.EOPNOTSUPP: "it used an instruction on device memory that KVM cannot emulate, or jumped to where there "
-    "is no memory",
+    errno.EOPNOTSUPP: "it used an instruction on device memory that KVM cannot emulate, or jumped to where "
+    "there is no memory",
     errno.EIO: "it made a misaligned access to device memory",
     errno.EFAULT: "it touched memory that the host cannot provide",
 }
@@ -168,20 +168,13 @@ class VcpuThread:
         self._on_end(end)
 
     def _hung(self, why: str) -> None:
-        self._end(Outcome(outcome.HUNG, f"the guest cannot go on: {why}", detail=self.registers()))
+        self._end(Outcome(outcome.HUNG, f"the guest cannot go on: {why}", detail=dump.registers(self.vcpu)))
 
     def _gave_up(self, error: KvmError) -> Outcome:
         why = _RUN_ERRORS.get(error.errno, str(error))
-        pc = self.vcpu.get_reg(regs.PC)
+        pc = self.vcpu.get_reg(regs.core("pc"))
         return Outcome(
             outcome.HUNG,
             f"the guest cannot go on at pc 0x{pc:x} on CPU {self.vcpu.id}: {why}",
-            detail=self.registers(),
+            detail=dump.registers(self.vcpu),
         )
-
-    def registers(self) -> str:
-        """The vCPU's registers as text. On the vCPU's thread only."""
-        values = [(name, self.vcpu.get_reg(id)) for name, id in regs.DUMP]
-        cells = [f"{name:>10} {value:016x}" for name, value in values]
-        rows = ["".join(cells[i : i + 3]) for i in range(0, len(cells), 3)]
-        return "\n".join((f"CPU {self.vcpu.id}:", *rows))

@@ -8,6 +8,8 @@ vendor spaces, of which pyvmm implements nothing: NOT_SUPPORTED, and the guest g
 
 from __future__ import annotations
 
+import threading
+
 from pyvmm.errors import GuestAccessError
 
 TYPE_CHECKING = False
@@ -41,6 +43,7 @@ _DBCN_WRITE, _DBCN_READ, _DBCN_WRITE_BYTE = 0, 1, 2
 _DBCN_NAMES = ("console_write", "console_read", "console_write_byte")
 # One call moves at most this much; the specification lets the guest loop for the rest.
 _DBCN_MAX = 64 << 10
+_INPUT_SIZE = 4096
 
 
 class Sbi:
@@ -107,3 +110,30 @@ def call_name(extension: int, function: int) -> str:
     if extension == EXT_BASE and function == _BASE_PROBE:
         return "BASE.probe_extension"
     return f"0x{extension:x}.{function}"
+
+
+class SbiInput:
+    """Console input that waits for the guest to poll for it (DBCN console_read).
+
+    ``on_room`` is called, with no lock held, when the guest took something.
+    """
+
+    def __init__(self, on_room: Callable[[], None]) -> None:
+        self._lock = threading.Lock()
+        self._data = b""
+        self._on_room = on_room
+
+    def receive(self, data: bytes) -> int:
+        """Take what fits; returns how many bytes that was."""
+        with self._lock:
+            taken = data[: _INPUT_SIZE - len(self._data)]
+            self._data += taken
+            return len(taken)
+
+    def take(self, count: int) -> bytes:
+        """Up to ``count`` bytes for the guest."""
+        with self._lock:
+            data, self._data = self._data[:count], self._data[count:]
+        if data:
+            self._on_room()
+        return data

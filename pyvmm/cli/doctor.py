@@ -13,7 +13,7 @@ OK, WARN, FAIL = "ok", "warn", "fail"
 
 COMMAND = Command(
     "doctor",
-    "Can this host run RISC-V guests, how well, and what to do if not. Exit code 0 when it can, 126 when not.",
+    "Can this host run RISC-V guests, how well, and what to do if not. Exits with 126 when it cannot.",
     (
         Option("--json", key="json", help="as one JSON list"),
         Option("--strict", key="strict", help="exit with 126 on warnings too"),

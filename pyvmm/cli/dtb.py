@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import sys
 
-from pyvmm import devicetree, isa, layout, peripherals
+from pyvmm import devicetree, hostfile, isa, layout, peripherals
 from pyvmm.cli.options import MACHINE_OPTIONS, PREFIXES, REFUSED
 from pyvmm.cli.parser import Command, Option
 from pyvmm.config import MachineConfig
@@ -36,17 +36,8 @@ def main(words: list[str]) -> int:
     if output is None:
         sys.stdout.write(to_dts(tree.root))
     else:
-        write_blob(str(output), flatten(tree.root))
+        hostfile.write("The device tree", str(output), flatten(tree.root))
     return 0
-
-
-def write_blob(path: str, blob: bytes) -> None:
-    """Write a device tree blob. Raises ConfigError with a sentence when that cannot be done."""
-    try:
-        with open(path, "wb") as file:
-            file.write(blob)
-    except OSError as error:
-        raise ConfigError(f"The device tree cannot be written to {path}: {error.strerror}.") from error
 
 
 def build(config: MachineConfig) -> devicetree.Tree:
@@ -64,8 +55,8 @@ def build(config: MachineConfig) -> devicetree.Tree:
         [(layout.RAM_BASE, config.mem)],
         wired,
         imsic,
-        [peripheral.describe() for peripheral in peripherals.wanted(config)],
-        chosen,
+        devices=[peripheral.describe() for peripheral in peripherals.wanted(config)],
+        chosen=chosen,
     )
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import signal
 
-from pyvmm import outcome, terminal
+from pyvmm import hostfile, outcome, terminal
 from pyvmm.cli.options import MACHINE_OPTIONS, PREFIXES, REFUSED, RUN_OPTIONS
 from pyvmm.cli.parser import Command, Option
 from pyvmm.cli.say import say, show
@@ -35,7 +35,7 @@ COMMAND = Command(
         ),
         Option("-v", "--verbose", key="verbose", group="Meta", help="say more about what pyvmm chooses"),
         Option("-q", "--quiet", key="quiet", group="Meta", help="say nothing but errors"),
-    ),  # fmt: skip
+    ),
     positional=("kernel", "KERNEL"),
     refused=REFUSED,
     prefixes=PREFIXES,
@@ -76,19 +76,44 @@ def _run_here(config: MachineConfig, *, verbose: bool, quiet: bool) -> int:
     from pyvmm.machine import Machine
 
     interactive = os.isatty(0)
-    machine = Machine(config, input_fd=0, output_fd=1, note=say if verbose else None)
-    if interactive:
-        machine.on_input = _Keys(machine).filter
-    with machine:
-        machine.prepare()
+    trace_file = _TraceFile(config.trace_out) if config.trace_out else None
+    note = say if verbose else _nowhere
+    show_trace = trace_file.show if trace_file else show
+    with Machine(config, input_fd=0, output_fd=1, note=note, show=show_trace) as machine:
+        if interactive:
+            machine.on_input = _Keys(machine).filter
+        board = machine.prepare()
         if not quiet:
-            say(machine.summary() + (" (Ctrl-A ? for help)" if interactive else ""))
+            hint = " (Ctrl-A ? for help)" if interactive else ""
+            say(f"{config.summary()}, irqchip {board.chip.name}{hint}")
         if interactive:
             with terminal.RawTerminal(0):
                 end = _run(machine)
+                machine.close()
         else:
             end = _run(machine)
+    if trace_file is not None:
+        trace_file.close()
     return _report(end, machine, quiet=quiet)
+
+
+def _nowhere(_text: str) -> None:
+    """Nobody wants to know."""
+
+
+class _TraceFile:
+    """``--trace-out``: the trace, a line at a time, in a file."""
+
+    def __init__(self, path: str) -> None:
+        self._fd = hostfile.create("The trace", path)
+
+    def show(self, line: str) -> None:
+        """One write a line, so that lines of several vCPUs do not mix."""
+        os.write(self._fd, f"{line}\n".encode())
+
+    def close(self) -> None:
+        """End it."""
+        os.close(self._fd)
 
 
 def _run(machine: Machine) -> Outcome:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ctypes
 from errno import E2BIG, EAGAIN, EBUSY, EFAULT, EINTR, EINVAL, EIO, ENOENT, EOPNOTSUPP
+from struct import Struct
 
 from pyvmm.errors import HostError, KvmError
 from pyvmm.kvm import uapi
@@ -22,6 +23,8 @@ from pyvmm.kvm.ioctl import Fd, address_of, out_buffer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from pyvmm.kvm.ioctl import Kernel
 
 _PAGE = 4096
@@ -33,6 +36,7 @@ _MASKS = tuple((1 << 8 * length) - 1 for length in range(9))
 
 _unpack_mmio = uapi.RUN_MMIO.unpack_from
 _pack_mmio_data = uapi.RUN_MMIO_DATA.pack_into
+_SIGNAL_MASK = Struct("<IQ")  # struct kvm_signal_mask: the length, then the kernel's sigset_t unaligned
 _INTERRUPT_SET = uapi.INTERRUPT.pack(uapi.KVM_INTERRUPT_SET)
 _INTERRUPT_UNSET = uapi.INTERRUPT.pack(uapi.KVM_INTERRUPT_UNSET)
 
@@ -102,6 +106,15 @@ class Vcpu(Fd):
     @immediate_exit.setter
     def immediate_exit(self, value: bool) -> None:
         self._page[uapi.RUN_IMMEDIATE_EXIT_OFFSET] = value
+
+    def set_signal_mask(self, blocked: Iterable[int]) -> None:
+        """KVM_SET_SIGNAL_MASK: the signals that the thread blocks while it is inside :meth:`run`.
+
+        A signal blocked outside and not inside ends the run, stays pending, and is taken with sigtimedwait: a
+        kick that cannot be lost.
+        """
+        mask = sum(1 << (number - 1) for number in set(blocked))
+        self.kernel.ioctl(self.fd, uapi.KVM_SET_SIGNAL_MASK, _SIGNAL_MASK.pack(8, mask))
 
     def complete_exit(self) -> None:
         """Finish a pending MMIO, SBI or CSR exit without entering the guest; harmless when none is pending.

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
         def write(self, offset: int, size: int, value: int) -> After: ...
 
+        def decode(self, offset: int, size: int, is_write: bool, value: int) -> tuple[str, str]: ...
+
     # bases, last addresses, locks, read and write methods, mappings: parallel, in address order.
     _Table = tuple[
         tuple[int, ...],

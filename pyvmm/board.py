@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The hardware of one power cycle: memory, harts, interrupt controller, devices, and the guest in it.
+
+The composition root: the only module that knows both KVM and the devices. It builds from the top down and
+takes down in reverse. A reboot makes a new board; what outlives it (console, event loop) is handed in.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+
+from pyvmm import devicetree, exittrace, harts, hostfile, irqchip, layout, outcome, peripherals
+from pyvmm.devices.rtc import GoldfishRtc
+from pyvmm.devices.uart8250 import Uart8250
+from pyvmm.errors import GuestAccessError
+from pyvmm.eventloop import LoopClock
+from pyvmm.fdt import flatten
+from pyvmm.kvm import dump, regs, uapi
+from pyvmm.kvm.system import Kvm
+from pyvmm.loader import Boot
+from pyvmm.memory import ANONYMOUS, MEMFD, READ_ONLY, GuestMemory
+from pyvmm.mmio.bus import Bus
+from pyvmm.outcome import Outcome
+from pyvmm.runner import VcpuThread
+from pyvmm.sbi import Sbi, SbiInput
+from pyvmm.suspend import Suspension, WakingLine
+from pyvmm.trace import TracedLine
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pyvmm.config import MachineConfig
+    from pyvmm.console import ConsoleInput
+    from pyvmm.devices.base import IrqLine, Sink
+    from pyvmm.eventloop import EventLoop
+    from pyvmm.kvm.vcpu import Vcpu
+    from pyvmm.trace import Trace
+
+_BACKINGS = {"anon": ANONYMOUS, "memfd": MEMFD}
+_SEED_BYTES = 64
+
+
+class Board:
+    """Built by the constructor, which loads the guest too; runs from ``start`` until ``close``.
+
+    Raises ConfigError, HostError, KvmError or KvmUnavailable, and leaves nothing behind then.
+    """
+
+    def __init__(
+        self,
+        config: MachineConfig,
+        loop: EventLoop,
+        console: Sink,
+        note: Callable[[str], None],
+        trace: Trace | None,
+    ) -> None:
+        self._config = config
+        self._loop = loop
+        self._console = console
+        self._note = note
+        self._trace = trace
+        self._closers: list[Callable[[], object]] = []
+        self._threads: list[VcpuThread] = []
+        self._input: ConsoleInput | None = None
+        self._suspension = Suspension()
+        self._sbi_input = SbiInput(self._input_room)
+        self.bus = Bus()
+        self.memory = GuestMemory()
+        self._sbi = Sbi(self.memory, console.write, self._sbi_input.take, self._suspension.wait)
+        self._uart: Uart8250 | None = None
+        try:
+            self._build()
+        except BaseException:
+            self.close()
+            raise
+
+    # Building
+
+    def _build(self) -> None:
+        config = self._config
+        boot = Boot(
+            layout.RAM_BASE, config.mem, kernel=config.kernel, initrd=config.initrd, firmware=config.firmware
+        )
+        with boot:
+            kvm = Kvm(config.dev)
+            self._closers.append(kvm.close)
+            backing = _BACKINGS.get(config.mem_backend) or config.mem_backend.partition(":")[2]
+            self._closers.append(self.memory.close)
+            self.memory.add(layout.RAM_BASE, config.mem, backing=backing)
+            cpu = self._create_harts(kvm)
+            self._register_memory()
+            self._add_devices()
+            self._load(boot, cpu)
+
+    def _create_harts(self, kvm: Kvm) -> devicetree.Cpu:
+        """VM, vCPUs and interrupt controller, the latter the first of the candidates that KVM accepts."""
+        kinds = irqchip.candidates(self._config.irqchip)
+        for kind in kinds:
+            mark = len(self._closers)
+            try:
+                return self._try_harts(kvm, kind)
+            except irqchip.IrqChipRefused as refusal:
+                if kind == kinds[-1]:
+                    raise
+                self._note(str(refusal))
+                self._close_down_to(mark)
+        raise AssertionError("there is always a candidate")
+
+    def _try_harts(self, kvm: Kvm, kind: str) -> devicetree.Cpu:
+        self.vm = kvm.create_vm()
+        self._closers.append(self.vm.close)
+        self.vcpus, cpu = harts.create(self.vm, self._config, self._note)
+        self._closers += [vcpu.close for vcpu in self.vcpus]
+        self.chip = irqchip.create(kind, self.vm, self.vcpus, self.bus, aia_mode=self._config.aia_mode)
+        self._closers.append(self.chip.close)
+        self._note(f"interrupt controller: {self.chip.name}")
+        return cpu
+
+    def _register_memory(self) -> None:
+        for slot, bank in enumerate(self.memory.banks):
+            flags = uapi.KVM_MEM_READONLY if bank.kind is READ_ONLY else 0
+            self.vm.set_user_memory_region(slot, bank.base, bank.size, bank.host_address, flags)
+
+    def _add_devices(self) -> None:
+        for place in peripherals.wanted(self._config):
+            line = self._line(place.name, place.irq)
+            if place is peripherals.UART:
+                device: Uart8250 | GoldfishRtc = Uart8250(line, self._console, on_room=self._input_room)
+            else:
+                device = GoldfishRtc(line, LoopClock(self._loop))
+            if isinstance(device, Uart8250):
+                self._uart = device
+            self._closers.append(partial(_reset, device))  # no timer of this board may fire into the next
+            self.bus.map(place.base, place.size, device, name=place.name)
+
+    def _line(self, name: str, number: int) -> IrqLine:
+        line: IrqLine = WakingLine(self.chip.line(number), self._suspension)
+        if self._trace is not None and "irq" in self._trace.kinds:
+            line = TracedLine(line, name, self._trace)
+        return line
+
+    def _load(self, boot: Boot, cpu: devicetree.Cpu) -> None:
+        config = self._config
+        chosen = devicetree.Chosen(
+            config.command_line(),
+            peripherals.stdout(config),
+            (0, 0) if config.initrd else None,
+            os.urandom(_SEED_BYTES),
+        )
+        tree = devicetree.build(
+            cpu,
+            config.cpus,
+            [(bank.base, bank.size) for bank in self.memory.banks],
+            self.chip.wired,
+            self.chip.imsic,
+            devices=[place.describe() for place in peripherals.wanted(config)],
+            chosen=chosen,
+        )
+        # The tree holds the initrd's address, which depends on the tree's size, which depends on no address.
+        placement = boot.place(len(flatten(tree.root)))
+        chosen.initrd = placement.initrd
+        tree.choose(chosen)
+        blob = flatten(tree.root)
+        boot.load(self.memory, placement)
+        self.memory.write(placement.fdt, blob)
+        if config.dump_dtb is not None:
+            hostfile.write("The device tree", config.dump_dtb, blob)
+        first = self.vcpus[0]
+        for register, value in (("pc", boot.entry), ("a0", first.id), ("a1", placement.fdt)):
+            first.set_reg(regs.core(register), value)
+
+    # Running
+
+    def connect(
+        self,
+        source: ConsoleInput | None,
+        on_end: Callable[[Outcome], None],
+        on_error: Callable[[BaseException], None],
+    ) -> None:
+        """Say where console input comes from and who hears of the end. Before ``start``."""
+        self._input = source
+        self._on_end = on_end
+        self._threads = [
+            VcpuThread(vcpu, self.bus, self._sbi, on_end=on_end, on_error=on_error) for vcpu in self.vcpus
+        ]
+        if self._trace is not None:
+            self.trace_exits(self._trace)
+
+    def start(self) -> None:
+        """Begin to run the guest. The other harts' threads wait in KVM until the guest starts them."""
+        if self._input is not None:
+            self._input.connect(self._consume)
+        for thread in self._threads:
+            thread.start()
+
+    def close(self) -> None:
+        """Stop the guest and release everything. Idempotent; not from a vCPU's thread."""
+        if self._input is not None:
+            self._input.connect(None)
+        self._suspension.release()
+        for thread in self._threads:
+            thread.request_stop()
+        for thread in self._threads:
+            thread.join()
+        self._threads = []
+        self._close_down_to(0)
+
+    def _close_down_to(self, mark: int) -> None:
+        while len(self._closers) > mark:
+            self._closers.pop()()
+
+    def trace_exits(self, trace: Trace) -> None:
+        """Show exits from now on."""
+        for thread in self._threads:
+            exittrace.install(thread, self.bus, self._sbi, trace)
+
+    def send_break(self) -> None:
+        """A BREAK on the serial console, if there is one."""
+        if self._uart is not None:
+            self._uart.send_break()
+
+    def check_alive(self) -> None:
+        """End the run if a hart can never go on: it runs, untranslated, where there is no memory.
+
+        A guest that jumped to nowhere before it had set up traps faults for ever without leaving KVM.
+        """
+        for thread in self._threads:
+            thread.post(lambda vcpu=thread.vcpu: self._check_hart(vcpu))  # type: ignore[misc]
+
+    def _check_hart(self, vcpu: Vcpu) -> None:
+        if vcpu.mp_state != uapi.KVM_MP_STATE_RUNNABLE or vcpu.get_reg(regs.csr("satp")):
+            return
+        pc = vcpu.get_reg(regs.core("pc"))
+        try:
+            self.memory.read(pc, 2)
+        except GuestAccessError:
+            where = f"CPU {vcpu.id} runs at 0x{pc:x}, where there is no memory"
+            self._on_end(
+                Outcome(outcome.HUNG, f"the guest cannot go on: {where}", detail=dump.registers(vcpu))
+            )
+
+    def _consume(self, data: bytes) -> int:
+        """Console input, on the loop's thread; how much was taken."""
+        self._suspension.wake()
+        if self._uart is not None:
+            return self._uart.receive(data)
+        return self._sbi_input.receive(data)
+
+    def _input_room(self) -> None:
+        if self._input is not None:
+            self._input.room()
+
+
+def _reset(device: Uart8250 | GoldfishRtc) -> None:
+    with device.lock:
+        device.reset()

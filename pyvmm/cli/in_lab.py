@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Running a guest in the lab, from a machine that has no RISC-V KVM."""
+
+from __future__ import annotations
+
+import os
+
+from pyvmm import layout
+from pyvmm.cli.say import say
+from pyvmm.config import MachineConfig
+from pyvmm.loader import Boot
+
+DEFAULT_FLAVOUR = "aia"
+
+
+def run_in_lab(words: list[str], config: MachineConfig, where: str, *, quiet: bool) -> int:
+    """``pyvmm run`` with these words, in a lab host; its exit code.
+
+    What the user got wrong is found here, before a host is started for it.
+    """
+    flavour = where.partition(":")[2] or DEFAULT_FLAVOUR
+    with Boot(
+        layout.RAM_BASE, config.mem, kernel=config.kernel, initrd=config.initrd, firmware=config.firmware
+    ):
+        pass
+    from pyvmm.lab.host import Lab
+
+    if not quiet:
+        say(f"no RISC-V KVM on this {os.uname().machine} machine: running in the lab (flavour {flavour})")
+    remote = ["python3", "-m", "pyvmm", "run", "--host=local", *_without_host(words)]
+    return Lab(flavour).run(remote, progress=_no_progress if quiet else progress)
+
+
+def _without_host(words: list[str]) -> list[str]:
+    """``words`` less ``--host``, whose value was meant for this machine."""
+    kept = []
+    skip = False
+    for word in words:
+        if skip:
+            skip = False
+        elif word == "--host":
+            skip = True
+        elif not word.startswith("--host="):
+            kept.append(word)
+    return kept
+
+
+def progress(text: str) -> None:
+    """Show what the lab is busy with."""
+    say(f"lab: {text}")
+
+
+def _no_progress(_text: str) -> None:
+    """``--quiet``."""

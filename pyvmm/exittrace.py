@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exits as the trace shows them: replaces entries in a vCPU thread's table of exit handlers.
+
+A guest pays for this only once it is installed: every traced exit then costs a register read, to say where
+the guest was.
+"""
+
+from __future__ import annotations
+
+from pyvmm.kvm import regs, uapi
+from pyvmm.sbi import call_name
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pyvmm.mmio.bus import Bus
+    from pyvmm.runner import VcpuThread
+    from pyvmm.sbi import Sbi
+    from pyvmm.trace import Trace
+
+
+def install(thread: VcpuThread, bus: Bus, sbi: Sbi, trace: Trace) -> None:
+    """Show the kinds of exits that ``trace`` is for. Safe while the thread runs."""
+    traced = _Traced(thread, bus, sbi, trace)
+    if "mmio" in trace.kinds:
+        thread.handlers[uapi.KVM_EXIT_MMIO] = traced.mmio
+    if "sbi" in trace.kinds:
+        thread.handlers[uapi.KVM_EXIT_RISCV_SBI] = traced.sbi
+
+
+class _Traced:
+    def __init__(self, thread: VcpuThread, bus: Bus, sbi: Sbi, trace: Trace) -> None:
+        self._vcpu = thread.vcpu
+        self._bus = bus
+        self._sbi = sbi
+        self._trace = trace
+        self._source = f"cpu{thread.vcpu.id}"
+
+    def mmio(self) -> None:
+        address, length, is_write, value = self._vcpu.mmio()
+        if is_write:
+            # Named first: the store may select another bank of registers.
+            name, fields = self._explain(address, length, True, value)
+            self._bus.write(address, length, value)
+        else:
+            value = self._bus.read(address, length)
+            self._vcpu.answer_mmio(length, value)
+            name, fields = self._explain(address, length, False, value)
+        what = "write" if is_write else "read"
+        self._line(name, f"{what} {length} 0x{value:x}{fields}")
+
+    def sbi(self) -> None:
+        extension, function, args = self._vcpu.sbi()
+        error, value = self._sbi.call(extension, function, args)
+        self._vcpu.answer_sbi(error, value)
+        shown = " ".join(f"0x{arg:x}" for arg in args[:3])
+        self._line(f"sbi.{call_name(extension, function)}", f"call {shown} -> {error} 0x{value:x}")
+
+    def _explain(self, address: int, length: int, is_write: bool, value: int) -> tuple[str, str]:
+        mapping = self._bus.find(address)
+        if mapping is None:
+            return f"unclaimed.0x{address:x}", ""
+        offset = address - mapping.range.base
+        register, fields = mapping.device.decode(offset, length, is_write, value)
+        return f"{mapping.name}.{register}", f" {fields}" if fields else ""
+
+    def _line(self, name: str, text: str) -> None:
+        pc = self._vcpu.get_reg(regs.core("pc"))
+        self._trace.line(self._source, name, f"{text} pc=0x{pc:x}")

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who may import whom (docs/architecture.md), and what the run path must not load."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "pyvmm"
+
+# Each unit (a module or package of pyvmm) and the units it may import. Two rules carry the design: devices
+# never import kvm, and kvm never imports devices.
+MAY_IMPORT = {
+    "errors": set(),
+    "layout": set(),
+    "nearest": set(),
+    "threads": set(),
+    "outcome": set(),
+    "config": {"errors", "layout"},
+    "memory": {"errors"},
+    "ring": {"errors"},
+    "terminal": set(),
+    "eventloop": {"threads"},
+    "console": {"threads", "eventloop"},
+    "fdt": set(),
+    "isa": {"errors", "nearest"},
+    "devicetree": {"fdt", "isa"},
+    "mmio": {"errors"},
+    "devices": {"mmio", "fdt"},
+    "kvm": {"errors", "ring"},
+    "sbi": {"errors"},
+    "trace": {"devices"},
+    "runner": {"kvm", "mmio", "sbi", "trace", "errors", "outcome", "threads"},
+    "loader": {"errors", "memory", "layout"},
+    "peripherals": {"devices", "devicetree", "layout", "config"},
+    "irqchip": {"kvm", "devices", "mmio", "devicetree", "layout", "errors"},
+    "harts": {"kvm", "isa", "devicetree", "config", "errors", "nearest"},
+    "board": {
+        "config", "console", "devices", "devicetree", "errors", "eventloop", "fdt", "harts", "irqchip", "kvm",
+        "layout", "loader", "memory", "mmio", "outcome", "peripherals", "runner", "sbi", "trace",
+    },
+    "machine": {
+        "board", "config", "console", "errors", "eventloop", "outcome", "threads", "trace",
+    },
+    "lab": {"errors"},
+}  # fmt: skip
+# The command line sits on top and may use everything; so may the package's front door.
+TOP = {"cli", "__init__", "__main__"}
+
+# Slow to import on an emulated RISC-V host, where a second of start-up is all there is.
+HEAVY = {
+    "argparse", "asyncio", "dataclasses", "inspect", "json", "logging", "pathlib", "random", "shutil",
+    "subprocess", "tempfile", "typing",
+}  # fmt: skip
+
+
+def unit_of(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports_of(path):
+    """Units of pyvmm that a file imports, wherever in the file."""
+    package = ("pyvmm", *path.relative_to(PACKAGE).parts[:-1])
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            stem = ".".join(part for part in (base, node.module) if part)
+            names = [f"{stem}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "pyvmm" and len(parts) > 1 and (PACKAGE / parts[1]).exists():
+                yield parts[1]
+            elif parts[0] == "pyvmm" and len(parts) > 1 and (PACKAGE / f"{parts[1]}.py").exists():
+                yield parts[1]
+
+
+SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if unit_of(path) not in TOP)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_module_imports_only_what_its_layer_may(path):
+    unit = unit_of(path)
+    extra = set(imports_of(path)) - MAY_IMPORT[unit] - {unit}
+    assert not extra, f"{unit} must not import {sorted(extra)}"
+
+
+def test_every_unit_has_a_place_in_the_table():
+    assert {unit_of(path) for path in SOURCES} == set(MAY_IMPORT)
+
+
+def test_running_a_guest_loads_nothing_heavy():
+    # In a process of its own: pytest has loaded everything. The modules are those that `pyvmm run` loads.
+    code = "import sys, pyvmm.cli.run, pyvmm.machine, pyvmm.kvm.system, pyvmm.kvm.aia, pyvmm.devices.plic\n"
+    code += "print('\\n'.join(sys.modules))"
+    command = [sys.executable, "-I", "-S", "-c", f"import sys; sys.path[:0] = {sys.path!r}\n{code}"]
+    loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert HEAVY.isdisjoint(loaded), sorted(HEAVY & set(loaded))
+
+
+def test_every_source_file_carries_the_licence():
+    files = [*PACKAGE.rglob("*.py"), *(ROOT / "tests").rglob("*.py"), *(ROOT / "scripts").glob("*.py")]
+    bare = [str(path) for path in files if "SPDX-License-Identifier: Apache-2.0" not in path.read_text()[:200]]
+    assert not bare

@@ -17,6 +17,7 @@ import errno
 import itertools
 import mmap
 import os
+import signal
 import threading
 import time
 from collections import deque
@@ -153,7 +154,7 @@ def interrupted() -> Exit:
 
 
 def wait_for_kick() -> Callable[[FakeVcpu], int]:
-    """The guest sits in WFI until somebody sets immediate_exit (the signal itself is not needed here)."""
+    """The guest sits in WFI until somebody sets immediate_exit or sends a signal that KVM_RUN unblocks."""
     return FakeVcpu.wait_for_kick
 
 
@@ -539,6 +540,7 @@ class FakeVcpu(FakeObject):
         self.answers: list[Any] = []
         self.interrupts: list[bool] = []
         self.guest_debug = False
+        self.signal_mask: int | None = None
         self.has_run = False
         self.pending: Exit | None = None
         self.mp_state = uapi.KVM_MP_STATE_STOPPED if self.index else uapi.KVM_MP_STATE_RUNNABLE
@@ -552,6 +554,7 @@ class FakeVcpu(FakeObject):
             uapi.KVM_GET_MP_STATE: lambda argument: given(argument, U32.pack(self.mp_state)),
             uapi.KVM_SET_MP_STATE: self.set_mp_state,
             uapi.KVM_SET_GUEST_DEBUG: self.set_guest_debug,
+            uapi.KVM_SET_SIGNAL_MASK: self.set_signal_mask,
         }
 
     # Running
@@ -559,7 +562,7 @@ class FakeVcpu(FakeObject):
     def run(self, _: int) -> None:
         self.has_run = True
         self._complete()
-        if self.page[uapi.RUN_IMMEDIATE_EXIT_OFFSET]:
+        if self._kicked():
             fail(errno.EINTR)
         if self.mp_state == uapi.KVM_MP_STATE_STOPPED:
             self.wait_for_kick()
@@ -572,10 +575,17 @@ class FakeVcpu(FakeObject):
             fail(error)
 
     def wait_for_kick(self) -> int:
-        """Sit until immediate_exit is set. Only the fake polls: the real kernel takes the signal."""
-        while not self.page[uapi.RUN_IMMEDIATE_EXIT_OFFSET] and self.vm.kernel.open_fds:
+        """Sit until somebody kicks. The fake polls for it, the real kernel does not have to."""
+        while not self._kicked():
             time.sleep(0.001)
         return errno.EINTR
+
+    def _kicked(self) -> bool:
+        """immediate_exit, or a signal that is pending for this thread and that KVM_RUN would unblock."""
+        if self.page[uapi.RUN_IMMEDIATE_EXIT_OFFSET]:
+            return True
+        blocked = self.signal_mask
+        return blocked is not None and any(not blocked >> (n - 1) & 1 for n in signal.sigpending())
 
     def _complete(self) -> None:
         """What the kernel does first: take the answer, once, and step over the instruction."""
@@ -594,6 +604,11 @@ class FakeVcpu(FakeObject):
 
     def set_guest_debug(self, argument: Any) -> None:
         self.guest_debug = bool(taken(argument, U32)[0] & uapi.KVM_GUESTDBG_ENABLE)
+
+    def set_signal_mask(self, argument: Any) -> None:
+        length, self.signal_mask = taken(argument, Struct("<IQ"))
+        if length != 8:
+            fail(errno.EINVAL)
 
     def set_mp_state(self, argument: Any) -> None:
         (state,) = taken(argument, U32)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import errno
+import signal
 import threading
 
 import pytest
@@ -139,6 +140,19 @@ def test_kick_ends_a_waiting_run(vcpu):
     thread.join(10)
     assert reasons == [uapi.KVM_EXIT_INTR]
     assert cpu.immediate_exit
+
+
+def test_signal_that_only_the_guest_lets_through_ends_the_run_and_stays_pending(vcpu):
+    cpu = vcpu(fake.wait_for_kick())
+    kick = signal.SIGUSR1
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [kick])
+    try:
+        cpu.set_signal_mask(signal.valid_signals() - {kick})
+        signal.pthread_kill(threading.get_ident(), kick)
+        assert cpu.run() == uapi.KVM_EXIT_INTR
+        assert signal.sigtimedwait([kick], 0).si_signo == kick
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def test_get_reg_of_one_that_is_not_there_names_it(vcpu):

@@ -37,7 +37,10 @@ class Device(Protocol):
         """Store the low ``size`` bytes of ``value`` at ``offset``."""
 
     def reset(self) -> None:
-        """Return every register to its power-on value and drop the interrupt."""
+        """Return every register to its power-on value and drop the interrupt. Call with ``lock`` held."""
+
+    def decode(self, offset: int, size: int, is_write: bool, value: int) -> tuple[str, str]:
+        """Name of the register and text of its fields, for the trace. Changes nothing."""
 
     def describe(self, node: Node) -> None:
         """Add the device's own properties to its node; the machine has set ``reg`` and ``interrupts``."""
@@ -56,17 +59,20 @@ class IrqLine(Protocol):
 
 
 class HartSignal(Protocol):
-    """The external-interrupt input of every hart, which a user-space interrupt controller drives."""
+    """The external-interrupt input of every hart, which a user-space interrupt controller drives.
+
+    It is called with the controller's lock held and must not call back into it.
+    """
 
     def __call__(self, hart: int, asserted: bool) -> None:
         """Set or clear hart ``hart``'s S-external line. Callable from any thread."""
 
 
 class Sink(Protocol):
-    """Where a console device's output goes. Must not block."""
+    """Where a console device's output goes. It is called with the device's lock held: it must not block."""
 
-    def write(self, data: bytes) -> None:
-        """Take ``data`` (one byte or more)."""
+    def write(self, data: bytes) -> After:
+        """Take all of ``data`` (one byte or more). When too much piled up, return how to wait."""
 
 
 class Clock(Protocol):
@@ -76,7 +82,10 @@ class Clock(Protocol):
         """Wall-clock nanoseconds since the Unix epoch."""
 
     def call_at(self, when_ns: int, callback: Callable[[], None]) -> Timer:
-        """Run ``callback`` on the loop thread once ``now_ns()`` reaches ``when_ns``."""
+        """Run ``callback`` on the loop thread once ``now_ns()`` reaches ``when_ns``, never from within.
+
+        Callable from any thread. It may come early when the wall clock is set: look at ``now_ns`` again.
+        """
 
 
 class Timer(Protocol):

@@ -23,18 +23,18 @@ class RecordingLine:
 
 
 class RecordingSignal:
-    """A HartSignal. ``asserted`` are the harts signalled now, ``calls`` everything that came in."""
+    """A HartSignal. ``calls`` is everything that came in."""
 
     def __init__(self) -> None:
-        self.asserted: set[int] = set()
         self.calls: list[tuple[int, bool]] = []
 
     def __call__(self, hart: int, asserted: bool) -> None:
         self.calls.append((hart, asserted))
-        if asserted:
-            self.asserted.add(hart)
-        else:
-            self.asserted.discard(hart)
+
+    @property
+    def asserted(self) -> set[int]:
+        """The harts signalled now."""
+        return {hart for hart, asserted in dict(self.calls).items() if asserted}
 
 
 class RecordingSink:

@@ -245,18 +245,19 @@ def test_change_waits_for_the_access_inside_the_device(change):
     assert returned.is_set()
 
 
-def test_access_on_its_way_in_does_not_enter_after_unmap():
-    """The reader has searched the old table and waits for the device's lock when the mapping goes."""
+@pytest.mark.parametrize("access", [lambda bus: bus.read(0x1000, 4), lambda bus: bus.write(0x1000, 4, 1)])
+def test_access_on_its_way_in_does_not_enter_after_unmap(access):
+    """The other thread has searched the old table and waits for the device's lock when the mapping goes."""
 
     class SlowLock:
         def __init__(self) -> None:
             self.lock = threading.Lock()
             self.reached = threading.Event()
             self.go_on = threading.Event()
-            self.reader: threading.Thread | None = None
+            self.other: threading.Thread | None = None
 
         def __enter__(self):
-            if threading.current_thread() is self.reader:
+            if threading.current_thread() is self.other:
                 self.reached.set()
                 assert self.go_on.wait(JOIN_SECONDS)
             self.lock.acquire()
@@ -270,14 +271,12 @@ def test_access_on_its_way_in_does_not_enter_after_unmap():
     bus, device = Bus(), Recorder(7)
     device.lock = lock = SlowLock()
     mapping = bus.map(0x1000, 0x100, device, name="d")
-    values = []
-    lock.reader = threading.Thread(target=lambda: values.append(bus.read(0x1000, 4)), daemon=True)
-    lock.reader.start()
+    lock.other = threading.Thread(target=lambda: access(bus), daemon=True)
+    lock.other.start()
     assert lock.reached.wait(JOIN_SECONDS)
     mapping.unmap()
     lock.go_on.set()
-    finish(lock.reader)
-    assert values == [0]
+    finish(lock.other)
     assert device.accesses == []
     assert bus.unclaimed.total == 1
 

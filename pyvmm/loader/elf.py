@@ -44,10 +44,10 @@ class Elf:
 
     def _read_segments(self, table: int, count: int) -> list[_Segment]:
         size = count * _SEGMENT.size
-        if table + size > self._file.size:
+        data = self._file.read(table, size) if table < self._file.size else b""
+        if len(data) < size:
             raise self._file.error("is truncated: its ELF program headers are missing.")
-        rows = _SEGMENT.iter_unpack(self._file.read(table, size))
-        return [_Segment(*row[2:7]) for row in rows if row[0] == _PT_LOAD]
+        return [_Segment(*row[2:7]) for row in _SEGMENT.iter_unpack(data) if row[0] == _PT_LOAD]
 
     def _check(self, segment: _Segment) -> None:
         if segment.offset + segment.file_size > self._file.size:

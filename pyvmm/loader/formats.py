@@ -26,6 +26,7 @@ _COMPRESSIONS = (
     (b"\x89LZO\x00\r\n\x1a\n", "lzo"),
     (b"\x5d\x00\x00", "lzma"),
 )
+_ZBOOT_SIZE = 64
 _ZBOOT_COMPRESSIONS = {"xzkern": "xz", "zstd22": "zstd"}  # names of older kernels
 
 _PE_MACHINES = {
@@ -59,7 +60,7 @@ def recognise(head: bytes) -> str | None:
         return ELF
     if head[0x38:0x3C] == _IMAGE_MAGIC2 and len(head) >= _IMAGE.size:
         return IMAGE
-    if head[4:8] == b"zimg" and head.startswith(b"MZ"):
+    if head[4:8] == b"zimg" and head.startswith(b"MZ") and len(head) >= _ZBOOT_SIZE:
         return ZBOOT
     for magic, name in _COMPRESSIONS:
         if head.startswith(magic):

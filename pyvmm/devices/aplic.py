@@ -132,8 +132,9 @@ class Aplic(RegisterDevice):
         self._active = self._edges = self._levels = self._inverted = 0
         self._aimed = [0] * len(self._asserted)
         for index, mode in enumerate(self.sourcecfg):
-            self._index_mode(2 << index, mode)
-            self._aim(2 << index, self.target[index], True)
+            if mode:
+                self._index_mode(2 << index, mode)
+                self._aim(2 << index, self.target[index], True)
         self._enabled &= self._active
         self._pending &= self._active
         self._notify()

@@ -103,7 +103,8 @@ class Plic(RegisterDevice):
         # _above[t]: sources whose priority is above t, so that arbitration is a handful of ANDs.
         self._above = [0] * (_MAX_PRIORITY + 1)
         for number, priority in enumerate(self.priority):
-            self._index(number, priority)
+            if priority:
+                self._index(number, priority)
         self._notify()
 
     def _index(self, number: int, priority: int) -> None:

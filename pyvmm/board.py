@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pyvmm.console import ConsoleInput
     from pyvmm.devices.base import IrqLine, Sink
     from pyvmm.eventloop import EventLoop
+    from pyvmm.kvm.ioctl import Kernel
     from pyvmm.kvm.vcpu import Vcpu
     from pyvmm.trace import Trace
 
@@ -55,12 +56,14 @@ class Board:
         console: Sink,
         note: Callable[[str], None],
         trace: Trace | None,
+        kernel: Kernel | None = None,
     ) -> None:
         self._config = config
         self._loop = loop
         self._console = console
         self._note = note
         self._trace = trace
+        self._kernel = kernel
         self._closers: list[Callable[[], object]] = []
         self._threads: list[VcpuThread] = []
         self._input: ConsoleInput | None = None
@@ -84,7 +87,7 @@ class Board:
             layout.RAM_BASE, config.mem, kernel=config.kernel, initrd=config.initrd, firmware=config.firmware
         )
         with boot:
-            kvm = Kvm(config.dev)
+            kvm = Kvm(config.dev, self._kernel)
             self._closers.append(kvm.close)
             backing = _BACKINGS.get(config.mem_backend) or config.mem_backend.partition(":")[2]
             self._closers.append(self.memory.close)

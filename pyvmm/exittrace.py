@@ -38,15 +38,13 @@ class _Traced:
     def mmio(self) -> None:
         address, length, is_write, value = self._vcpu.mmio()
         if is_write:
-            # Named first: the store may select another bank of registers.
-            name, fields = self._explain(address, length, True, value)
+            # Shown first: causes come before effects, and the store may select another bank of registers.
+            self._access("write", address, length, value)
             self._bus.write(address, length, value)
         else:
             value = self._bus.read(address, length)
             self._vcpu.answer_mmio(length, value)
-            name, fields = self._explain(address, length, False, value)
-        what = "write" if is_write else "read"
-        self._line(name, f"{what} {length} 0x{value:x}{fields}")
+            self._access("read", address, length, value)
 
     def sbi(self) -> None:
         extension, function, args = self._vcpu.sbi()
@@ -55,13 +53,14 @@ class _Traced:
         shown = " ".join(f"0x{arg:x}" for arg in args[:3])
         self._line(f"sbi.{call_name(extension, function)}", f"call {shown} -> {error} 0x{value:x}")
 
-    def _explain(self, address: int, length: int, is_write: bool, value: int) -> tuple[str, str]:
+    def _access(self, what: str, address: int, length: int, value: int) -> None:
         mapping = self._bus.find(address)
         if mapping is None:
-            return f"unclaimed.0x{address:x}", ""
+            self._line(f"unclaimed.0x{address:x}", f"{what} {length} 0x{value:x}")
+            return
         offset = address - mapping.range.base
-        register, fields = mapping.device.decode(offset, length, is_write, value)
-        return f"{mapping.name}.{register}", f" {fields}" if fields else ""
+        register, fields = mapping.device.decode(offset, length, what == "write", value)
+        self._line(f"{mapping.name}.{register}", f"{what} {length} 0x{value:x} {fields}".rstrip())
 
     def _line(self, name: str, text: str) -> None:
         pc = self._vcpu.get_reg(regs.core("pc"))

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from pyvmm.config import MachineConfig
+    from pyvmm.kvm.ioctl import Kernel
 
 # When to look whether the guest can ever go on: seconds since the last look; the last interval repeats.
 _HANG_CHECKS = (1.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)
@@ -42,8 +43,8 @@ class Machine:
     """One guest, from its first instruction to its end, reboots included.
 
     ``input_fd`` and ``output_fd`` carry the console; the machine does not close them. ``note`` receives
-    remarks on what was chosen and why, ``show`` the lines of the trace. Use it as a context manager, or call
-    ``close``.
+    remarks on what was chosen and why, ``show`` the lines of the trace; ``kernel`` is the seam at which tests
+    put a fake KVM. Use it as a context manager, or call ``close``.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Machine:
         output_fd: int | None = None,
         note: Callable[[str], None] = _ignore,
         show: Callable[[str], None] = _ignore,
+        kernel: Kernel | None = None,
     ) -> None:
         self.config = config
         #: Sees console input first and returns what is meant for the guest.
@@ -61,6 +63,7 @@ class Machine:
         self.trace = Trace(config.trace, show) if config.trace else None
         self._show = show
         self._note = note
+        self._kernel = kernel
         self._state = threading.RLock()
         self._ended = threading.Event()
         self._outcome: Outcome | None = None
@@ -91,7 +94,9 @@ class Machine:
         """
         with self._state:
             if self._board is None:
-                self._board = Board(self.config, self._loop, self._writer, self._note, self.trace)
+                self._board = Board(
+                    self.config, self._loop, self._writer, self._note, self.trace, self._kernel
+                )
                 self._board.connect(self._input, self._guest_ended, self._fail)
             return self._board
 

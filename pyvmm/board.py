@@ -73,6 +73,7 @@ class Board:
         self.memory = GuestMemory()
         self._sbi = Sbi(self.memory, console.write, self._sbi_input.take, self._suspension.wait)
         self._uart: Uart8250 | None = None
+        self._break_wanted = False  # a BREAK that the UART could not take yet
         try:
             self._build()
         except BaseException:
@@ -222,7 +223,7 @@ class Board:
     def send_break(self) -> None:
         """A BREAK on the serial console, if there is one."""
         if self._uart is not None:
-            self._uart.send_break()
+            self._break_wanted = not self._uart.send_break()
 
     def check_alive(self) -> None:
         """End the run if a hart can never go on: it runs, untranslated, where there is no memory.
@@ -252,8 +253,14 @@ class Board:
         return self._sbi_input.receive(data)
 
     def _input_room(self) -> None:
-        if self._input is not None:
-            self._input.room()
+        """On a vCPU's thread with a device's lock held: only schedules."""
+        self._loop.call_soon(self._send_waiting)
+
+    def _send_waiting(self) -> None:
+        if self._break_wanted:
+            self.send_break()
+        if self._input is not None and not self._break_wanted:
+            self._input.offer()
 
 
 def _reset(device: Uart8250 | GoldfishRtc) -> None:

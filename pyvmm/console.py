@@ -148,8 +148,7 @@ class ConsoleInput:
     """Reads a descriptor on the event loop and offers the bytes to a device, losing none.
 
     ``consume(data) -> int`` takes what fits and says how much; ``filter`` sees the raw bytes first
-    (escape keys) and returns those meant for the guest. All methods run on the loop thread, except
-    ``room``, which may be called from any.
+    (escape keys) and returns those meant for the guest. Methods run on the loop thread, or before it starts.
     """
 
     def __init__(self, loop: EventLoop, fd: int, filter: Callable[[bytes], bytes]) -> None:
@@ -171,13 +170,9 @@ class ConsoleInput:
             self._loop.call_soon(self._read)
 
     def connect(self, consume: Callable[[bytes], int] | None) -> None:
-        """Give input to ``consume`` from now on; None keeps it until there is one."""
+        """Give input to ``consume`` from now on; None keeps it until there is one. Callable from any thread."""
         self._consume = consume
-        self.room()
-
-    def room(self) -> None:
-        """The device can take more. Callable from any thread."""
-        self._loop.call_soon(self._offer)
+        self._loop.call_soon(self.offer)
 
     def _readable(self, _events: int) -> None:
         self._read()
@@ -196,9 +191,10 @@ class ConsoleInput:
             self.close()
             return
         self._pending += self._filter(data)
-        self._offer()
+        self.offer()
 
-    def _offer(self) -> None:
+    def offer(self) -> None:
+        """Give the device what waits for it: it can take more."""
         if self._pending and self._consume is not None:
             taken = self._consume(self._pending)
             self._pending = self._pending[taken:]

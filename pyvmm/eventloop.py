@@ -13,18 +13,19 @@ from __future__ import annotations
 
 import os
 import select
+import threading
 import time
 from collections import deque
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 from pyvmm.threads import start_thread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Callable
 
 _CALLS_PER_PASS = 64
+_CANCELLED_KEPT = 64
 
 
 class Watch:
@@ -49,18 +50,71 @@ class Watch:
 class Timer:
     """A pending ``call_later``."""
 
-    __slots__ = ("callback", "when")
+    __slots__ = ("_timers", "callback", "when")
 
-    def __init__(self, when: float, callback: Callable[[], None]) -> None:
+    def __init__(self, when: float, callback: Callable[[], None], timers: _Timers) -> None:
         self.when = when
         self.callback: Callable[[], None] | None = callback
+        self._timers = timers
 
     def __lt__(self, other: Timer) -> bool:
         return self.when < other.when
 
     def cancel(self) -> None:
         """Do not run it. Harmless when it has run. Callable from any thread."""
-        self.callback = None
+        self._timers.cancel(self)
+
+    def _take(self) -> Callable[[], None] | None:
+        callback, self.callback = self.callback, None
+        return callback
+
+
+class _Timers:
+    """Pending timers, earliest first. Callable from any thread.
+
+    A cancelled timer stays in the heap until its time has come, unless they become the majority: a guest that
+    sets and unsets a far alarm for ever must not fill the host's memory.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._heap: list[Timer] = []
+        self._cancelled = 0
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    def add(self, timer: Timer) -> bool:
+        """Whether it is the earliest now."""
+        with self._lock:
+            heappush(self._heap, timer)
+            return self._heap[0] is timer
+
+    def cancel(self, timer: Timer) -> None:
+        with self._lock:
+            if timer.callback is None:
+                return
+            timer.callback = None
+            self._cancelled += 1
+            if self._cancelled > _CANCELLED_KEPT and self._cancelled * 2 > len(self._heap):
+                self._heap = [timer for timer in self._heap if timer.callback is not None]
+                heapify(self._heap)
+                self._cancelled = 0
+
+    def next(self) -> float | None:
+        """When the earliest one is due, on the monotonic clock."""
+        with self._lock:
+            return self._heap[0].when if self._heap else None
+
+    def take_due(self, now: float) -> Callable[[], None] | None:
+        """The callback of one timer whose time has come by ``now``, or None when there is none."""
+        with self._lock:
+            while self._heap and self._heap[0].when <= now:
+                callback = heappop(self._heap)._take()
+                if callback is not None:
+                    return callback
+                self._cancelled -= 1
+        return None
 
 
 class EventLoop:
@@ -72,7 +126,7 @@ class EventLoop:
         self._watches: dict[int, Watch] = {}
         # deque.append and popleft are atomic: the only thing here that relies on the interpreter for that.
         self._calls: deque[Callable[[], None]] = deque()
-        self._timers: list[Timer] = []
+        self._timers = _Timers()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._wake_fd, select.EPOLLIN)
         self._stopping = False
@@ -100,8 +154,9 @@ class EventLoop:
 
     def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
         """Run ``callback`` on the loop thread after ``seconds``. Callable from any thread."""
-        timer = Timer(time.monotonic() + seconds, callback)
-        self.call_soon(lambda: heappush(self._timers, timer))
+        timer = Timer(time.monotonic() + seconds, callback, self._timers)
+        if self._timers.add(timer):
+            os.eventfd_write(self._wake_fd, 1)
         return timer
 
     def start(self) -> None:
@@ -130,23 +185,17 @@ class EventLoop:
                 os.eventfd_read(fd)
             elif fd in self._watches:  # an earlier callback of this pass may have closed it
                 self._watches[fd].callback(events)
-        self._run_timers()
+        now = time.monotonic()
+        while callback := self._timers.take_due(now):
+            callback()
         for _ in range(min(len(self._calls), _CALLS_PER_PASS)):
             self._calls.popleft()()
 
     def _timeout(self) -> float:
         if self._calls:
             return 0
-        if not self._timers:
-            return -1
-        return max(0.0, self._timers[0].when - time.monotonic())
-
-    def _run_timers(self) -> None:
-        now = time.monotonic()
-        while self._timers and self._timers[0].when <= now:
-            callback = heappop(self._timers).callback
-            if callback is not None:
-                callback()
+        when = self._timers.next()
+        return -1 if when is None else max(0.0, when - time.monotonic())
 
 
 class LoopClock:

@@ -287,9 +287,14 @@ class Uart8250(RegisterDevice):
         return cause | _IIR_FIFO if self._fcr & _FCR_ENABLE else cause
 
     def _write_fcr(self, value: int) -> None:
-        """The other bits are taken only together with the enable bit, and a change of that clears."""
+        """The other bits are taken only together with the enable bit, and switching that off clears.
+
+        On a chip switching it on clears too. Here the byte that came before is kept: Linux enables its
+        interrupt first and the FIFO later, and what the host sent must not be lost in between.
+        """
         self._polls = 0
-        if (value ^ self._fcr) & _FCR_ENABLE or (value & _FCR_ENABLE and value & _FCR_CLEAR_RX):
+        switched_off = self._fcr & ~value & _FCR_ENABLE
+        if switched_off or (value & _FCR_ENABLE and value & _FCR_CLEAR_RX):
             self._clear_rx()
         self._fcr = value & _FCR_KEPT if value & _FCR_ENABLE else 0
         self._update()

@@ -146,10 +146,10 @@ def test_input_arrives_as_the_device_makes_room_and_nothing_is_lost(loop, pipe):
     os.write(pipe[1], b"0123456789")
     taker.wait_for(b"012")
     taker.room = 4
-    source.room()
+    loop.call_soon(source.offer)
     taker.wait_for(b"0123456")
     taker.room = 10
-    source.room()
+    loop.call_soon(source.offer)
     os.write(pipe[1], b"abc")
     taker.wait_for(b"0123456789abc")
 

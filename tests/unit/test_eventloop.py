@@ -91,3 +91,12 @@ def test_clock_calls_back_once_the_wall_clock_is_there(loop):
     wait(done)
     assert at[0] == 0
     assert at[1] >= target - 1_000_000
+
+
+def test_cancelled_timers_do_not_pile_up(loop):
+    kept = loop.call_later(1000, lambda: None)
+    for _ in range(10_000):
+        loop.call_later(3600, lambda: None).cancel()
+    assert len(loop._timers) < 200
+    kept.cancel()
+    kept.cancel()

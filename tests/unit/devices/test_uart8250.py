@@ -264,6 +264,13 @@ def test_fifo_is_cleared_by_its_bit_and_by_switching_it(port, fcr, left):
     assert (port.read(LSR) & DR, port.irq.level) == (left, bool(left))
 
 
+def test_byte_from_before_the_fifo_was_enabled_is_kept(port):
+    port.listen(0)
+    port.uart.receive(b"x")
+    port.write(FCR, 0x81)
+    assert port.read(RBR) == ord("x")
+
+
 def test_fifo_bits_without_enable_are_ignored(port):
     port.listen(0)
     port.uart.receive(b"x")

@@ -177,7 +177,10 @@ class Vm(Fd):
     # Interrupts and doorbells
 
     def irq_line(self, irq: int, level: bool) -> None:
-        """KVM_IRQ_LINE: drive source ``irq`` of the in-kernel APLIC. It bypasses the GSI routes."""
+        """KVM_IRQ_LINE: drive source ``irq`` of the in-kernel APLIC. It bypasses the GSI routes.
+
+        A level raised while the guest has the source inactive does not become pending when it configures it.
+        """
         argument = uapi.IRQ_LEVEL.pack(irq, level)
         self.kernel.ioctl(self.fd, uapi.KVM_IRQ_LINE, argument, _IRQ_LINE_HINTS)
 

@@ -2,17 +2,20 @@
 """Memory slots on real KVM."""
 
 import errno
+import os
+import subprocess
+from pathlib import Path
 
 import pytest
 from conftest import RAM, RAM_SIZE
 
-from pyvmm.errors import KvmError
+from pyvmm.errors import ConfigError, KvmError
 from pyvmm.kvm import uapi
-from pyvmm.memory import MEMFD, READ_ONLY
+from pyvmm.memory import MEMFD, READ_ONLY, GuestMemory
 
 pytestmark = pytest.mark.kvm
 
-PAGE = 4096
+PAGE, HUGE = 4096, 2 << 20
 OTHER = 0x9000_0000
 
 
@@ -71,6 +74,39 @@ def test_memfd_memory_is_what_the_guest_writes(guest, add):
     guest.start()
     guest.run_to_store()
     assert bank.view[PAGE : PAGE + 8] == (OTHER + PAGE).to_bytes(8, "little")
+
+
+@pytest.fixture
+def hugetlbfs(tmp_path):
+    """A hugetlbfs mount with two pages of 2 MiB."""
+    pool = Path("/proc/sys/vm/nr_hugepages")
+    if os.geteuid() or not pool.exists():
+        pytest.skip("needs root and a kernel with huge pages")
+    before = pool.read_text()
+    pool.write_text("2")
+    subprocess.run(["mount", "-t", "hugetlbfs", "-o", "pagesize=2M", "none", str(tmp_path)], check=True)
+    yield str(tmp_path)
+    subprocess.run(["umount", str(tmp_path)], check=True)
+    pool.write_text(before)
+
+
+def test_hugetlbfs_memory_is_what_the_guest_writes(hugetlbfs, guest):
+    with GuestMemory() as huge:
+        bank = huge.add(OTHER, HUGE, backing=hugetlbfs)
+        assert bank.host_address % HUGE == 0
+        guest.vm.set_user_memory_region(1, OTHER, HUGE, bank.host_address)
+        guest.code.li("t1", OTHER + HUGE - 8)
+        guest.code.sd("t1", 0, "t1")
+        guest.code.sd("a1", 0, "t0")
+        guest.start()
+        guest.run_to_store()
+        assert bank.view[HUGE - 8 : HUGE] == (OTHER + HUGE - 8).to_bytes(8, "little")
+        guest.vm.delete_user_memory_region(1)
+
+
+def test_hugetlbfs_with_too_few_pages_says_who_cannot_give_them(hugetlbfs):
+    with GuestMemory() as huge, pytest.raises(ConfigError, match=f"{hugetlbfs} cannot give 16 MiB"):
+        huge.add(OTHER, 8 * HUGE, backing=hugetlbfs)
 
 
 def test_read_only_slot_gives_loads_memory_and_makes_stores_exit(guest, add):

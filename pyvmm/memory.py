@@ -174,7 +174,7 @@ class GuestMemory:
     def _bank(self, gpa: int, size: int, writable: bool) -> Bank:
         for bank in self._banks:
             if bank.base <= gpa and gpa + size <= bank.end and size >= 0:
-                if writable and bank.kind is READ_ONLY:
+                if writable and bank.kind == READ_ONLY:
                     break
                 return bank
         raise GuestAccessError(_refusal(gpa, size, writable))
@@ -186,7 +186,7 @@ class GuestMemory:
             return []
         pieces, at, end = [], gpa, gpa + size
         for bank in self._banks:
-            if bank.base <= at < bank.end and not (writable and bank.kind is READ_ONLY):
+            if bank.base <= at < bank.end and not (writable and bank.kind == READ_ONLY):
                 stop = min(end, bank.end)
                 pieces.append((bank, at - bank.base, stop - bank.base))
                 at = stop

@@ -5,7 +5,7 @@ import errno
 import queue
 
 import pytest
-from conftest import DEVICE, RAM
+from handmade import DEVICE, RAM
 
 from pyvmm.errors import KvmError
 from pyvmm.kvm import regs, uapi

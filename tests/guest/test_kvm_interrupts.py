@@ -5,7 +5,7 @@ import os
 import select
 
 import pytest
-from conftest import DEVICE
+from handmade import DEVICE
 
 from pyvmm import layout
 from pyvmm.errors import KvmError

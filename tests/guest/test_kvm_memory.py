@@ -3,11 +3,12 @@
 
 import errno
 import os
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import RAM, RAM_SIZE
+from handmade import RAM, RAM_SIZE
 
 from pyvmm.errors import ConfigError, KvmError
 from pyvmm.kvm import uapi
@@ -74,6 +75,31 @@ def test_memfd_memory_is_what_the_guest_writes(guest, add):
     guest.start()
     guest.run_to_store()
     assert bank.view[PAGE : PAGE + 8] == (OTHER + PAGE).to_bytes(8, "little")
+
+
+def anonymous_huge_pages(address):
+    """KiB of transparent huge pages in the mapping that holds ``address``."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        span = re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line)
+        if span:
+            inside = int(span[1], 16) <= address < int(span[2], 16)
+        elif inside and line.startswith("AnonHugePages:"):
+            return int(line.split()[1])
+    return 0
+
+
+def test_memory_that_the_guest_touches_comes_in_huge_pages(guest, add):
+    if "[never]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text():
+        pytest.skip("this host has transparent huge pages turned off")
+    bank = add(size=4 * HUGE)
+    for page in range(4):
+        guest.code.li("t1", OTHER + page * HUGE + PAGE)
+        guest.code.sd("t1", 0, "t1")
+    guest.code.sd("a1", 0, "t0")
+    guest.start()
+    guest.run_to_store()
+    assert anonymous_huge_pages(bank.host_address) == 4 * HUGE >> 10
 
 
 @pytest.fixture

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The agent inside the lab host: kills what a vanished client left, and powers an unused host off.
 
-It runs in the lab (Python 3.13, standard library only), is started by init, and is told the process id of every
-session through a FIFO. A session's standard output is the end of a pipe, socket or terminal whose other end sshd
-closes when the client is gone; so a hang-up there, and not an end of file on standard input (which a client may
-close at any time), means that nobody is listening any more.
+It runs in the lab (Python 3.13, standard library only), is started by init, and is told the process id of
+every session through a FIFO. A session's standard output is the end of a pipe, socket or terminal whose other
+end sshd closes when the client is gone; so a hang-up there, and not an end of file on standard input (which a
+client may close at any time), means that nobody is listening any more.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Initramfs archives in the newc format (the kernel's Documentation/driver-api/early-userspace/buffer-format.rst).
+"""Initramfs archives in the newc format.
 
-Written here rather than by cpio(1) so that root-owned files and device nodes need no root, and so that the same
-input gives the same bytes.
+The format: the kernel's Documentation/driver-api/early-userspace/buffer-format.rst. Written here
+rather than by cpio(1), so that root-owned files and device nodes need no root, and the same input gives the
+same bytes.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ _TRAILER = "TRAILER!!!"
 
 
 class Initramfs:
-    """An archive under construction. Paths are relative to the root, without a leading slash; owners are root."""
+    """An archive under construction. Paths have no leading slash; every owner is root."""
 
     def __init__(self) -> None:
         self._entries: dict[str, tuple[int, bytes, int]] = {}

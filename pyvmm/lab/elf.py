@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which shared libraries an ELF file needs (System V ABI, chapter 5): enough to pack a program with all of them."""
+"""Which shared libraries an ELF file needs (System V ABI, chapter 5)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _DYNAMIC_ENTRY = struct.Struct("<qQ")
 
 
 def needed(data: bytes) -> list[str]:
-    """The DT_NEEDED names of a 64-bit little-endian ELF file; none for a static one or another kind of file."""
+    """The DT_NEEDED names of a 64-bit little-endian ELF file; none for any other file."""
     if data[:6] != b"\x7fELF\x02\x01":
         return []
     offset, size, count = struct.unpack_from("<Q", data, 32)[0], *struct.unpack_from("<HH", data, 54)

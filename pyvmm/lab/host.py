@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The lab host as its users see it: build, start, run commands in it, stop.
 
-One host per flavour and user. State lives in files (store.runtime_dir) under a lock, so any number of processes share
-a host, and none of them has to stay: the connection's master ends after some idle time, and then the host does.
+One host per flavour and user. State lives in files (store.runtime_dir) under a lock, so any number of
+processes share a host, and none of them has to stay: the connection's master ends after some idle time, and
+then the host does.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Lab:
         self._state_file = self._runtime / f"{self.kind.name}.json"
 
     def build(self, progress: Progress = quiet) -> dict[str, Any]:
-        """Have everything that a start needs in the cache; returns the manifest of it. Minutes at first, then nothing."""
+        """Have all that a start needs in the cache; returns its manifest. Takes time only at first."""
         return image(self.kind.series, progress).manifest()
 
     def start(self, progress: Progress = quiet) -> None:
@@ -82,7 +83,7 @@ class Lab:
         return running
 
     def status(self) -> dict[str, Any]:
-        """What is there now: ``running``, and when it is so ``pid``, ``port``, ``connected``, ``warm``, ``uptime`` (seconds)."""
+        """``flavour`` and ``running``; then ``pid``, ``port``, ``kernel``, ``connected``, ``warm``, ``uptime``."""
         state = self._state()
         found: dict[str, Any] = {"flavour": self.kind.name, "running": bool(state)}
         if state:
@@ -105,11 +106,12 @@ class Lab:
         distributions: Sequence[str] = (),
         progress: Progress = quiet,
     ) -> int:
-        """Run a command in the lab as if it ran here, and return its exit status (128 + N for signal N, 125 without ``cwd``).
+        """Run a command in the lab as if it ran here, and return its exit status.
 
-        ``tty``: by default a terminal is made when standard input and output are terminals. ``python3 -m pyvmm`` there
-        is the pyvmm that runs here. ``distributions`` are Python distributions of this interpreter to offer besides.
-        Raises HostError when the lab, not the command, fails.
+        The status is 128 + N when signal N ended the command, and 125 when ``cwd`` does not exist in the lab.
+        ``tty``: by default a terminal is made when standard input and output are terminals. ``python3 -m
+        pyvmm`` there is the pyvmm that runs here. ``distributions`` are Python distributions of this
+        interpreter to offer besides. Raises HostError when the lab, not the command, fails.
         """
         self.start(progress)
         command = self._command(argv, cwd, environment, distributions)
@@ -125,9 +127,9 @@ class Lab:
         distributions: Sequence[str] = (),
         **how: Any,
     ) -> subprocess.Popen[bytes]:
-        """Start a command as ``run`` does, without a terminal and without waiting; ``how`` goes to subprocess.Popen.
+        """Start a command as ``run`` does, without a terminal and without waiting.
 
-        Killing the returned process ends the command in the lab.
+        ``how`` goes to subprocess.Popen. Killing the returned process ends the command in the lab.
         """
         self.start()
         return self._connected().popen(self._command(argv, cwd, environment, distributions), **how)

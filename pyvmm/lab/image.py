@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lab host's root file system: an initramfs of Debian packages, cut down to what a KVM host for tests needs."""
+"""The lab host's root file system: an initramfs of Debian packages, cut down."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _FILES = ("usr/bin/busybox", f"usr/bin/python{tools.PYTHON}", "usr/sbin/sshd", "
           "usr/lib/openssh/sshd-auth", "usr/lib/ld-linux-riscv64-lp64d.so.1")  # fmt: skip
 _LOADED_BY_NAME = ("libatomic.so.1", "libgcc_s.so.1", "libutil.so.1")  # by ctypes, or by libc itself
 _NOT_IN_STDLIB = (
-    "test", "idlelib", "tkinter", "turtledemo", "turtle.py", "ensurepip", "pydoc_data", "venv", "lib2to3", "curses",
-    "sitecustomize.py", "LICENSE.txt", "EXTERNALLY-MANAGED", "_ios_support.py", "_android_support.py",
+    "test", "idlelib", "tkinter", "turtledemo", "turtle.py", "ensurepip", "pydoc_data", "venv", "lib2to3",
+    "curses", "sitecustomize.py", "LICENSE.txt", "_ios_support.py", "_android_support.py",
 )  # fmt: skip
 _NOT_IN_DYNLOAD = (
     "_ssl",
@@ -43,16 +43,20 @@ _NOT_IN_DYNLOAD = (
     "_gdbm",
 )
 _CONFIGURATION = {
-    "etc/passwd": "root:x:0:0:root:/:/bin/sh\nsshd:x:100:65534::/run/sshd:/bin/false\nnobody:x:65534:65534::/:/bin/false\n",
+    "etc/passwd": (
+        "root:x:0:0:root:/:/bin/sh\nsshd:x:100:65534::/run/sshd:/bin/false\n"
+        "nobody:x:65534:65534::/:/bin/false\n"
+    ),
     "etc/group": "root:x:0:\ntty:x:5:\nkvm:x:101:\nnogroup:x:65534:\n",
     "etc/shadow": "root:*:19000:0:99999:7:::\nsshd:!:19000::::::\n",
     "etc/hosts": "127.0.0.1 localhost lab\n",
     "etc/resolv.conf": "nameserver 10.0.2.3\n",
     "etc/nsswitch.conf": "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\n",
     "etc/ssh/sshd_config": (
-        "HostKey /etc/ssh/host_key\nAuthorizedKeysFile /etc/ssh/authorized_keys\nPermitRootLogin prohibit-password\n"
-        "AuthenticationMethods publickey\nPasswordAuthentication no\nKbdInteractiveAuthentication no\nUsePAM no\n"
-        "UseDNS no\nStrictModes no\nPrintMotd no\nPrintLastLog no\nMaxSessions 1000\nMaxStartups 100\nLogLevel ERROR\n"
+        "HostKey /etc/ssh/host_key\nAuthorizedKeysFile /etc/ssh/authorized_keys\n"
+        "PermitRootLogin prohibit-password\nAuthenticationMethods publickey\nPasswordAuthentication no\n"
+        "KbdInteractiveAuthentication no\nUsePAM no\nUseDNS no\nStrictModes no\nPrintMotd no\n"
+        "PrintLastLog no\nMaxSessions 1000\nMaxStartups 100\nLogLevel ERROR\n"
         "KexAlgorithms curve25519-sha256\n"
     ),
 }
@@ -67,8 +71,13 @@ _DIRECTORIES = (
     "usr/lib/python3/dist-packages",
 )
 _DATA = Path(__file__).parent / "data"
-_SCRIPTS = {"etc/inittab": "data/inittab", "lib/lab/setup": "data/setup", "lib/lab/session": "data/session", "lib/lab/unpack": "data/unpack",
-            "lib/lab/agent.py": "agent.py"}  # fmt: skip
+_SCRIPTS = {
+    "etc/inittab": "data/inittab",
+    "lib/lab/setup": "data/setup",
+    "lib/lab/session": "data/session",
+    "lib/lab/unpack": "data/unpack",
+    "lib/lab/agent.py": "agent.py",
+}
 
 
 class Image:
@@ -107,14 +116,21 @@ class Image:
 def image(series: str, progress: Progress = quiet) -> Image:
     """The host image with a kernel of ``series``, built on first use.
 
-    When the archive cannot deliver series 7 now, the host gets 6.12: it works, with a fault that the manifest shows.
+    When the archive cannot deliver series 7 now, the host gets 6.12: it works, with a fault that the manifest
+    shows.
     """
     host_kernel = _host_kernel(series, progress)
     scripts = [(Path(__file__).parent / source).read_bytes() for source in _SCRIPTS.values()]
-    key = store.recipe_key(
-        _PACKAGES, _FILES, _LOADED_BY_NAME, _NOT_IN_STDLIB, _NOT_IN_DYNLOAD, _CONFIGURATION, _DIRECTORIES, scripts,
-        host_kernel.manifest,
-    )  # fmt: skip
+    contents = (
+        _FILES,
+        _LOADED_BY_NAME,
+        _NOT_IN_STDLIB,
+        _NOT_IN_DYNLOAD,
+        _CONFIGURATION,
+        _DIRECTORIES,
+        scripts,
+    )
+    key = store.recipe_key(_PACKAGES, *contents, host_kernel.manifest)
     directory = store.build_once(f"host/{key}", lambda work: _build(work, host_kernel, progress), progress)
     return Image(directory, host_kernel)
 
@@ -231,14 +247,12 @@ def _prune_stdlib(stdlib: Path) -> None:
 
 
 def compile_packages(source: Path, strip: Path, shown_as: str) -> None:
-    """Replace every .py below ``source`` by its byte code, so that the slow host neither compiles nor checks dates.
+    """Replace every .py below ``source`` by byte code, so that the slow host need not compile.
 
     Tracebacks name the files as if ``strip`` were ``shown_as``.
     """
-    _run([
-        *tools.command(f"python{tools.PYTHON}"), "-I", "-m", "compileall", "-q", "-b", "-s", str(strip), "-p", shown_as,
-        "--invalidation-mode", "unchecked-hash", str(source),
-    ])  # fmt: skip
+    python = [*tools.command(f"python{tools.PYTHON}"), "-I", "-m", "compileall", "-q", "-b"]
+    _run([*python, "-s", str(strip), "-p", shown_as, "--invalidation-mode", "unchecked-hash", str(source)])
     for path in source.rglob("*.py"):
         if path.with_suffix(".pyc").exists():
             path.unlink()

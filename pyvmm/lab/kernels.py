@@ -18,11 +18,11 @@ SUITES = {
     "6.12": (("trixie", False),),
 }
 HOST_MODULES = (
-    "kvm", "virtio_net", "virtio_rng", "9pnet_virtio", "9p", "tun", "vhost_net", "vhost_vsock", "fuse", "virtiofs", "loop",
+    "kvm", "virtio_net", "virtio_rng", "9pnet_virtio", "9p", "tun", "vhost_net", "vhost_vsock", "loop",
 )  # fmt: skip
 GUEST_MODULES = (
-    "virtio_mmio", "virtio_blk", "virtio_net", "virtio_rng", "virtio_balloon", "virtio_console", "9pnet_virtio", "9p",
-    "virtiofs", "vmw_vsock_virtio_transport", "virtio_input", "virtio_crypto", "af_packet", "ext4",
+    "virtio_mmio", "virtio_blk", "virtio_net", "virtio_rng", "virtio_balloon", "virtio_console",
+    "9pnet_virtio", "9p", "virtiofs", "vmw_vsock_virtio_transport",
 )  # fmt: skip
 _PARTS = ("linux-image-", "linux-binary-", "linux-modules-")
 
@@ -92,7 +92,7 @@ def _build_from(archive: Archive, series: str, temp: Path, work: Path, progress:
 
 
 def _packages(archive: Archive) -> list[Package]:
-    """What the metapackage leads to, as far as it is kernel and modules (one package up to 6.12, several later)."""
+    """What the metapackage leads to, as far as it is kernel and modules: one package or several."""
     names: list[str] = []
     todo = ["linux-image-riscv64"]
     while todo:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Debian packages without root and without touching the machine: the machine's apt under a private configuration.
+"""Debian packages without root and without touching the machine: its apt, under a private configuration.
 
-apt does what it does best (mirrors, proxies, signatures, dependencies); it only sees other directories, another
-architecture and other suites than the machine's own. Nothing is installed: packages are downloaded and unpacked.
+apt does what it does best (mirrors, proxies, signatures, dependencies); it only sees other directories,
+another architecture and other suites than the machine's own. Nothing is installed: packages are downloaded
+and unpacked.
 """
 
 from __future__ import annotations
@@ -77,7 +78,8 @@ def keyring() -> Path:
 def mirror() -> str:
     """The Debian mirror this machine uses, as a URI without the final slash.
 
-    ``$PYVMM_DEBIAN_MIRROR`` overrides it. Raises ConfigError when the machine's sources name no mirror of Debian.
+    ``$PYVMM_DEBIAN_MIRROR`` overrides it. Raises ConfigError when the machine's sources name no mirror of
+    Debian.
     """
     override = os.environ.get(MIRROR_VARIABLE)
     if override:
@@ -94,7 +96,7 @@ def mirror() -> str:
 
 
 def pick_mirror(print_uris: str, codename: str) -> str | None:
-    """The archive that serves the suite ``codename`` itself, from the output of ``apt-get update --print-uris``."""
+    """The archive that serves the suite ``codename``, from the output of ``apt-get update --print-uris``."""
     indexes = re.findall(r"^'([^']+)/dists/([^']+?)/(?:In)?Release'", print_uris, re.MULTILINE)
     for uri, suite in indexes:
         if suite in (codename, "stable", "oldstable", "testing", "unstable", "sid"):
@@ -234,7 +236,7 @@ def complaint(stderr: str) -> str:
 
 
 def unpack(debs: Iterable[Path], root: Path) -> None:
-    """Unpack packages into ``root`` with the merged-/usr links that Debian expects. No maintainer script runs."""
+    """Unpack packages into ``root``, which gets the merged-/usr links. No maintainer script runs."""
     root.mkdir(parents=True, exist_ok=True)
     for name in ("bin", "sbin", "lib", "lib64"):
         (root / "usr" / name).mkdir(parents=True, exist_ok=True)

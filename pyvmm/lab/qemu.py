@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The emulated RISC-V machine: its command line, its monitor, and saving and restoring its state.
 
-QEMU runs as a daemon that needs nobody: it starts by itself also when restored (the state is saved running), the host
-inside powers off when it is not used, and a panic ends it. So whoever started it may be killed at any moment.
+QEMU runs as a daemon that needs nobody: it starts by itself also when restored (the state is saved running),
+the host inside powers off when it is not used, and a panic ends it. So whoever started it may be killed at
+any moment.
 """
 
 from __future__ import annotations
@@ -65,8 +66,8 @@ class Qemu:
         self._pidfile = runtime / f"{kind.name}.pid"
 
     def start(self, image: Image, idle: int) -> None:
-        """Boot from power-on and wait until ssh is served. Raises HostError with the console's end when it fails."""
-        self._launch([*self._command(image, idle)])
+        """Boot from power-on and wait until ssh is served. Raises HostError with the console's last lines."""
+        self._launch(self._command(image, idle))
         self._wait_ready()
 
     def restore(self, image: Image, idle: int) -> bool:
@@ -165,7 +166,8 @@ class Qemu:
             "-bios", str(root / "usr/lib/riscv64-linux-gnu/opensbi/generic/fw_dynamic.bin"),
             "-kernel", str(image.kernel.image), "-initrd", str(image.initrd),
             "-append", f"console=ttyS0 quiet panic=-1 lab.idle={idle}",
-            "-netdev", "user,id=net,hostfwd=tcp:127.0.0.1:0-:22", "-device", "virtio-net-pci,netdev=net,romfile=",
+            "-netdev", "user,id=net,hostfwd=tcp:127.0.0.1:0-:22",
+            "-device", "virtio-net-pci,netdev=net,romfile=",
             "-device", "virtio-rng-pci",
             "-virtfs", "local,path=/,mount_tag=machine,security_model=none,multidevs=remap",
         ]  # fmt: skip

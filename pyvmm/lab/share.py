@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The machine's files in the lab, under the same paths.
 
-The whole machine is shared at /machine. What the lab's own root lacks is taken from there: top-level directories are
-bind-mounted (so that working directories keep their names), and inside the few directories that both have (/usr, /etc,
-/var) missing children are linked. Programs and libraries are not: the machine's are for another architecture.
+The whole machine is shared at /machine. What the lab's own root lacks is taken from there: top-level
+directories are bind-mounted (so that working directories keep their names), and inside the few directories
+that both have (/usr, /etc, /var) missing children are linked. Programs and libraries are not: the machine's
+are for another architecture.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from collections.abc import Callable, Iterable
 MOUNT = "mount -t 9p -o trans=virtio,version=9p2000.L,msize=1048576,cache=mmap,access=any machine /machine"
 # Where the two systems differ on purpose. A name ending in * stands for all that begin so.
 _OWN = (
-    "/dev", "/machine", "/proc", "/run", "/sys", "/usr/bin", "/usr/sbin", "/usr/lib32", "/usr/lib64", "/usr/libx32",
-    "/usr/libexec", "/usr/lib/modules", "/etc/ld.so*", "/etc/python3*", "/usr/lib/python3*", "/usr/local/lib/python3*", "/lib*",
+    "/dev", "/lib*", "/machine", "/proc", "/run", "/sys", "/usr/bin", "/usr/sbin", "/usr/lib32", "/usr/lib64",
+    "/usr/libx32", "/usr/libexec", "/usr/lib/modules", "/etc/ld.so*", "/etc/python3*", "/usr/lib/python3*",
+    "/usr/local/lib/python3*",
 )  # fmt: skip
 
 Listing = Callable[[str], list[tuple[str, str]]]
-"""Children of a directory: name, and "d" for a directory, "f" for a file, or "l" and the target for a link."""
+"""Children of a directory: name, and "d" (directory), "f" (file), or "l" and the target of a link."""
 
 
 class Plan:

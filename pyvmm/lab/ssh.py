@@ -13,7 +13,7 @@ import termios
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from pyvmm.errors import HostError
 from pyvmm.lab import tools
@@ -22,6 +22,7 @@ from pyvmm.lab.image import Image
 _SSH_FAILED = 255
 _NO_DIRECTORY = 125
 _PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)
 
 
 class Connection:
@@ -32,8 +33,9 @@ class Connection:
         self._options = _options(image, port, control)
 
     def open(self, script: str, idle: int) -> None:
-        """Become the master, run ``script`` in the lab, and stay in the background until ``idle`` seconds without use.
+        """Become the master, run ``script`` in the lab, and stay in the background.
 
+        The master ends after ``idle`` seconds without a session.
         Raises HostError when the host cannot be reached or the script fails.
         """
         self._control.unlink(missing_ok=True)
@@ -79,16 +81,17 @@ class Connection:
                 stdin=stdin,
                 stdout=stdout,
                 stderr=stderr,
-                preexec_fn=die_with_parent,
+                preexec_fn=die_with_parent,  # noqa: PLW1509 - one system call
             )
             status = _wait(process)
         if status == _SSH_FAILED and not self.alive():
             raise HostError("The lab host went away while the command ran.")
         return status if status >= 0 else 128 - status
 
-    def popen(self, command: str, **how: object) -> subprocess.Popen[bytes]:
+    def popen(self, command: str, **how: Any) -> subprocess.Popen[bytes]:
         """Start a shell command without a terminal; keyword arguments are Popen's."""
-        return subprocess.Popen([*self._session(tty=False), command], preexec_fn=die_with_parent, **how)  # type: ignore[call-overload,no-any-return]
+        how["preexec_fn"] = die_with_parent
+        return subprocess.Popen([*self._session(tty=False), command], **how)
 
     def close(self) -> None:
         """End the master and every session on it."""
@@ -129,8 +132,9 @@ def remote_command(
 ) -> str:
     """The shell text that runs ``argv`` in the lab in directory ``cwd``.
 
-    ``packages`` are (tar file, name) of Python packages to have in memory first. The shell stays as the parent, since
-    ssh passes exit statuses only, and the shell turns a signal N into status 128 + N without a word of its own.
+    ``packages`` are (tar file, name) of Python packages to have in memory first. The shell stays as the
+    parent, since ssh passes exit statuses only, and the shell turns a signal N into status 128 + N without a
+    word of its own.
     """
     steps = [". /lib/lab/session"]
     steps += [
@@ -142,13 +146,13 @@ def remote_command(
     missing = shlex.quote(f"pyvmm: the directory {cwd} is not in the lab")
     steps.append(f"cd {where} 2>/dev/null || {{ echo {missing} >&2; exit {_NO_DIRECTORY}; }}")
     steps.append("trap : HUP INT QUIT TERM")
-    steps.append(f"exec 9>&2 2>/dev/null; {shlex.join(argv)} 2>&9 9>&-; exit $?")
+    steps.append(f"exec 9>&2 2>/dev/null; (exec 2>&9 9>&-; exec {shlex.join(argv)}); exit $?")
     return "; ".join(steps)
 
 
 def die_with_parent() -> None:
-    """In a child before exec: be terminated when the parent is killed. ssh then restores the terminal and ends."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    """In a child before exec: be terminated when the parent is killed; ssh then restores the terminal."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _options(image: Image, port: int, control: Path) -> list[str]:

@@ -41,8 +41,9 @@ def cache_dir() -> Path:
 
 
 def runtime_dir() -> Path:
-    """The directory of sockets and state files: short (socket paths end at 104 bytes), ours, and closed to others.
+    """The directory of sockets and state files, closed to others.
 
+    Its name is short, because paths of sockets end at 104 bytes.
     Raises HostError when somebody else owns the name, as can happen in a shared /tmp.
     """
     base = os.environ.get("XDG_RUNTIME_DIR")

@@ -18,14 +18,15 @@ from pyvmm.lab.image import compile_packages
 
 RUN = ("sortedcontainers",)
 """Distributions that pyvmm itself needs."""
-TEST = ("pytest", "pluggy", "iniconfig", "packaging", "pygments", "hypothesis", "pexpect", "ptyprocess")
+TEST = ("pytest", "pluggy", "iniconfig", "packaging", "pygments", "pexpect", "ptyprocess")
 """Distributions that the tests need, all pure Python."""
 _SKIPPED = (".pyc", ".so", ".pyi", ".pyd", ".exe")
 
 
 def pack(distributions: Sequence[str], *, with_pyvmm: bool) -> tuple[str, str]:
-    """Pack installed distributions, and pyvmm itself as it lies here; returns the tar file and a name for its content.
+    """Pack installed distributions, and pyvmm itself as it lies here.
 
+    Returns the tar file and a name for its content.
     Raises ConfigError for a distribution that the running Python does not have.
     """
     files = {relative: path for name in distributions for relative, path in _distribution(name)}

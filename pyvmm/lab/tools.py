@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Programs of Debian 13 that run on the machine without being installed: QEMU, ssh, zstd, Python, dtc, ...
 
-They are unpacked into the cache and started through their own dynamic loader with their own libraries, so they
-need neither root nor a chroot, and do not care what the machine has.
+They are unpacked into the cache and started through their own dynamic loader with their own libraries, so
+they need neither root nor a chroot, and do not care what the machine has.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ class Lab:
         return running
 
     def status(self) -> dict[str, Any]:
-        """``flavour`` and ``running``; then ``pid``, ``port``, ``kernel``, ``connected``, ``warm``, ``uptime``."""
+        """``running``, then ``pid``, ``port``, ``kernel``, ``connected``, ``warm``, ``uptime``."""
         state = self._state()
         found: dict[str, Any] = {"flavour": self.kind.name, "running": bool(state)}
         if state:

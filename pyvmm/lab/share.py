@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterable
 MOUNT = "mount -t 9p -o trans=virtio,version=9p2000.L,msize=1048576,cache=mmap,access=any machine /machine"
 # Where the two systems differ on purpose. A name ending in * stands for all that begin so.
 _OWN = (
-    "/dev", "/lib*", "/machine", "/proc", "/run", "/sys", "/usr/bin", "/usr/sbin", "/usr/lib32", "/usr/lib64",
-    "/usr/libx32", "/usr/libexec", "/usr/lib/modules", "/etc/ld.so*", "/etc/python3*", "/usr/lib/python3*",
-    "/usr/local/lib/python3*",
+    "/bin", "/dev", "/init", "/lib", "/lib32", "/lib64", "/libx32", "/machine", "/proc", "/run", "/sbin", "/sys",
+    "/usr/bin", "/usr/sbin", "/usr/lib32", "/usr/lib64", "/usr/libx32", "/usr/libexec", "/usr/lib/modules",
+    "/usr/lib/python3*", "/usr/local/lib/python3*", "/etc/ld.so*", "/etc/python3*",
 )  # fmt: skip
 
 Listing = Callable[[str], list[tuple[str, str]]]

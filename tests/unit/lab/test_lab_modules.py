@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dependencies between kernel modules, on made-up modules."""
+
+from __future__ import annotations
+
+import lzma
+
+import pytest
+
+from pyvmm.lab.modules import ModuleTree
+
+
+@pytest.fixture
+def tree(tmp_path):
+    def module(name: str, depends: str) -> None:
+        data = b"\x7fELF\0license=GPL\0depends=" + depends.encode() + b"\0name=x\0"
+        (tmp_path / name).write_bytes(lzma.compress(data) if name.endswith(".xz") else data)
+
+    module("9p.ko.xz", "9pnet,netfs")
+    module("9pnet.ko", "netfs")
+    module("netfs.ko", "")
+    module("virtio-net.ko", "net-failover")
+    module("net_failover.ko", "")
+    return ModuleTree(tmp_path)
+
+
+def test_load_order_puts_dependencies_first_and_each_once(tree):
+    assert tree.load_order(["9p", "9pnet"]) == ["netfs", "9pnet", "9p"]
+
+
+def test_hyphens_and_underscores_are_the_same(tree):
+    assert (
+        tree.load_order(["virtio_net"]) == tree.load_order(["virtio-net"]) == ["net_failover", "virtio_net"]
+    )
+
+
+def test_module_that_is_built_in_is_left_out(tree):
+    assert tree.load_order(["virtio_pci"]) == []
+
+
+def test_compressed_module_is_read_decompressed(tree):
+    assert tree.content("9p").startswith(b"\x7fELF")

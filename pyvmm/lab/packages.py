@@ -8,12 +8,15 @@ and unpacked.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from pyvmm.errors import ConfigError, HostError
@@ -148,9 +151,12 @@ class Archive:
     def fetch(self, packages: Sequence[Package], directory: Path, progress: Progress = quiet) -> list[Path]:
         """Download ``packages`` into ``directory``; apt checks each against the signed index."""
         directory.mkdir(parents=True, exist_ok=True)
-        progress(f"downloading {len(packages)} packages ({self.suite}, {self.architecture})")
+        what = f"downloading {len(packages)} packages ({self.suite}, {self.architecture})"
+        progress(what)
         wanted = [f"{p.name}:{p.architecture}={p.version}" for p in packages]
-        self._apt("download", "-qq", *wanted, cwd=directory)
+        with slow_progress(what, progress) as descriptor:
+            status = ("-o", f"APT::Status-Fd={descriptor}")
+            self._apt("download", "-qq", *status, *wanted, cwd=directory, keep=descriptor)
         paths = [directory / p.filename for p in packages]
         for package, path in zip(packages, paths, strict=True):
             package.sha256 = _sha256(path)
@@ -164,10 +170,10 @@ class Archive:
         out = self._run(["apt-cache", "show", "--no-all-versions", name])
         return dict(re.findall(r"^([A-Z][\w-]*): (.*)$", out, re.MULTILINE))
 
-    def _apt(self, *arguments: str, cwd: Path | None = None) -> str:
-        return self._run(["apt-get", *arguments], cwd)
+    def _apt(self, *arguments: str, cwd: Path | None = None, keep: int | None = None) -> str:
+        return self._run(["apt-get", *arguments], cwd, keep)
 
-    def _run(self, command: list[str], cwd: Path | None = None) -> str:
+    def _run(self, command: list[str], cwd: Path | None = None, keep: int | None = None) -> str:
         done = subprocess.run(
             command,
             env=self._environment,
@@ -176,6 +182,7 @@ class Archive:
             text=True,
             stdin=subprocess.DEVNULL,
             check=False,
+            pass_fds=() if keep is None else (keep,),
         )
         if done.returncode:
             raise HostError(
@@ -233,6 +240,28 @@ def complaint(stderr: str) -> str:
     """The first error apt printed, without its prefix and final stop."""
     lines = [line[3:].strip() for line in stderr.splitlines() if line.startswith("E: ")]
     return (lines or ["apt failed and did not say why"])[0].rstrip(".")
+
+
+@contextlib.contextmanager
+def slow_progress(what: str, progress: Progress, interval: float = 10.0) -> Iterator[int]:
+    """A descriptor for apt's status lines; ``progress`` hears every ``interval`` seconds how far it is."""
+    reader, writer = os.pipe()
+    thread = threading.Thread(target=_report, args=(reader, what, progress, interval))
+    thread.start()
+    try:
+        yield writer
+    finally:
+        os.close(writer)
+        thread.join()
+
+
+def _report(reader: int, what: str, progress: Progress, interval: float) -> None:
+    due = time.monotonic() + interval
+    with open(reader) as lines:
+        for line in lines:
+            if line.startswith("dlstatus:") and time.monotonic() >= due:
+                progress(f"{what}: {float(line.split(':')[2]):.0f}%")
+                due = time.monotonic() + interval
 
 
 def unpack(debs: Iterable[Path], root: Path) -> None:

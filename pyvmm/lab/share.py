@@ -13,12 +13,15 @@ import os
 import shlex
 from collections.abc import Callable, Iterable
 
-MOUNT = "mount -t 9p -o trans=virtio,version=9p2000.L,msize=1048576,cache=mmap,access=any machine /machine"
+# Reads and writes go straight to the machine, so that each side sees at once what the other wrote, also in
+# files that are held open; only shared writable mappings, which cannot work otherwise, are cached.
+_OPTIONS = "trans=virtio,version=9p2000.L,msize=1048576,cache=mmap,directio,access=any"
+MOUNT = f"mount -t 9p -o {_OPTIONS} machine /machine"
 # Where the two systems differ on purpose. A name ending in * stands for all that begin so.
 _OWN = (
-    "/bin", "/dev", "/init", "/lib", "/lib32", "/lib64", "/libx32", "/machine", "/proc", "/run", "/sbin", "/sys",
-    "/usr/bin", "/usr/sbin", "/usr/lib32", "/usr/lib64", "/usr/libx32", "/usr/libexec", "/usr/lib/modules",
-    "/usr/lib/python3*", "/usr/local/lib/python3*", "/etc/ld.so*", "/etc/python3*",
+    "/bin", "/dev", "/init", "/lib", "/lib32", "/lib64", "/libx32", "/machine", "/proc", "/run", "/sbin",
+    "/sys", "/usr/bin", "/usr/sbin", "/usr/lib32", "/usr/lib64", "/usr/libx32", "/usr/libexec",
+    "/usr/lib/modules", "/usr/lib/python3*", "/usr/local/lib/python3*", "/etc/ld.so*", "/etc/python3*",
 )  # fmt: skip
 
 Listing = Callable[[str], list[tuple[str, str]]]

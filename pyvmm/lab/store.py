@@ -15,11 +15,15 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from pyvmm.errors import HostError
+
+_KEPT_SECONDS = 7 * 24 * 3600
+_KEPT_BUILDS = 64
 
 Progress = Callable[[str], None]
 """Takes one line that says what is being done now."""
@@ -80,10 +84,10 @@ def recipe_key(*recipe: object) -> str:
 def build_once(name: str, make: Callable[[Path], None], progress: Progress = quiet) -> Path:
     """Return the cached build ``name``; ``make`` fills an empty directory when there is none yet.
 
-    Builds of the same kind under another recipe (``kind-OLDKEY``) stay: a running host may use them.
+    Builds under another recipe stay for a week after their last use: a running host may need them.
     """
     final = cache_dir() / name
-    if final.is_dir():
+    if _used(final):
         return final
     final.parent.mkdir(parents=True, exist_ok=True)
     with locked(
@@ -91,7 +95,28 @@ def build_once(name: str, make: Callable[[Path], None], progress: Progress = qui
     ):
         if not final.is_dir():
             _build(final, make)
+            _prune(final.parent)
     return final
+
+
+def _used(build: Path) -> bool:
+    """Whether the build is there; if so, note that it is in use."""
+    try:
+        os.utime(build)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _prune(kind: Path) -> None:
+    """Delete builds of one kind that nobody used for long, and the oldest when there are very many."""
+    builds = sorted(
+        ((path.stat().st_mtime, path) for path in kind.iterdir() if not path.name.startswith(".")),
+        reverse=True,
+    )
+    for number, (used, path) in enumerate(builds):
+        if number >= _KEPT_BUILDS or time.time() - used > _KEPT_SECONDS:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _build(final: Path, make: Callable[[Path], None]) -> None:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from pyvmm.errors import ConfigError
@@ -43,6 +45,20 @@ def test_complaint_is_the_first_error_without_prefix_and_stop():
 
 def test_complaint_of_a_silent_apt_says_so():
     assert packages.complaint("") == "apt failed and did not say why"
+
+
+def test_slow_download_tells_how_far_it_is():
+    lines = []
+    with packages.slow_progress("downloading x", lines.append, interval=0) as descriptor:
+        os.write(descriptor, b"dlstatus:1:12.3456:Retrieving file 1 of 8\npmstatus:x:1:y\n")
+    assert lines == ["downloading x: 12%"]
+
+
+def test_quick_download_says_nothing_more():
+    lines = []
+    with packages.slow_progress("downloading x", lines.append) as descriptor:
+        os.write(descriptor, b"dlstatus:1:12.3456:Retrieving file 1 of 8\n")
+    assert lines == []
 
 
 def test_machine_without_apt_is_told_what_is_missing(monkeypatch):

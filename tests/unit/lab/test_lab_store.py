@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 
 import pytest
 
@@ -61,6 +63,23 @@ def test_second_builder_waits_for_the_first_and_takes_its_build():
     second.join(10)
     assert len(calls) == 1
     assert waited == ["waiting for another build of kind/name"]
+
+
+def test_builds_that_nobody_used_for_a_week_go_with_the_next_build():
+    old = store.build_once("kind/old", lambda work: None)
+    recent = store.build_once("kind/recent", lambda work: None)
+    os.utime(old, (time.time() - 8 * 86400,) * 2)
+    os.utime(recent, (time.time() - 6 * 86400,) * 2)
+    store.build_once("kind/new", lambda work: None)
+    assert (old.exists(), recent.exists()) == (False, True)
+
+
+def test_use_of_a_build_keeps_it():
+    old = store.build_once("kind/old", lambda work: None)
+    os.utime(old, (time.time() - 8 * 86400,) * 2)
+    store.build_once("kind/old", lambda work: None)
+    store.build_once("kind/new", lambda work: None)
+    assert old.exists()
 
 
 def test_scratch_directory_is_gone_also_after_an_error(tmp_path):

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 _HIGH_WATER = 1 << 20
 _READ_SIZE = 4096
 _LINE_LIMIT = 4096
+# After a write, gather output for this long (seconds): a byte at a time would wake the reader, and fight the
+# vCPU for the interpreter, once a byte. Nobody sees so short a delay on a screen.
+_GATHER = 0.004
 # Read ahead of the guest this far, so that the escape keys work while a hung guest takes no input.
 _READ_AHEAD = 64 << 10
 
@@ -59,23 +62,22 @@ class PanicWatch:
 class ConsoleWriter:
     """Takes guest output from any thread and writes it to descriptors from its own.
 
-    ``outputs`` are descriptors (the terminal, the log); ``on_line`` sees every line as it is completed, on
-    the thread that wrote it and with the writer's lock held, so that what a guest said is known before what
-    it did next; ``on_closed`` is called once when the first descriptor's reader is gone.
+    ``outputs`` maps descriptors (the terminal, the log) to what is called, once, when one cannot be written
+    any more; the others go on. ``on_line`` sees every line as it is completed, on the thread that wrote it
+    and with the writer's lock held, so that what a guest said is known before what it did next.
     """
 
     def __init__(
         self,
-        outputs: list[int],
+        outputs: dict[int, Callable[[OSError], None]],
         on_line: Callable[[bytes], None],
-        on_closed: Callable[[], None],
     ) -> None:
-        self._outputs = outputs
+        self._outputs = dict(outputs)
         self._on_line = on_line
-        self._on_closed = on_closed
         self._ready = threading.Condition()
         self._buffer = bytearray()
         self._line = bytearray()
+        self._released = False
         self._closing = False
         self._abandoned = False
         self._thread = start_thread(self._run, "console")
@@ -84,7 +86,7 @@ class ConsoleWriter:
         """Take ``data``. When the buffer is full, return what the caller must run to wait for room."""
         with self._ready:
             if not self._buffer:
-                self._ready.notify()
+                self._ready.notify_all()
             self._buffer += data
             self._line += data
             if b"\n" in data or len(self._line) > _LINE_LIMIT:
@@ -99,19 +101,19 @@ class ConsoleWriter:
 
     def _wait_for_room(self) -> None:
         with self._ready:
-            while len(self._buffer) > _HIGH_WATER and not self._closing:
+            while len(self._buffer) > _HIGH_WATER and not self._released:
                 self._ready.wait()
 
     def release(self) -> None:
         """Let every waiting vCPU go on; later output may exceed the buffer's bound. For stopping."""
         with self._ready:
-            self._closing = True
+            self._released = True
             self._ready.notify_all()
 
     def close(self, *, flush: bool = True) -> None:
         """End the thread. With ``flush``, first write out everything taken."""
         with self._ready:
-            self._closing = True
+            self._released = self._closing = True
             self._abandoned = not flush
             self._ready.notify_all()
         if flush:
@@ -128,6 +130,11 @@ class ConsoleWriter:
                 return
             for fd in list(self._outputs):
                 self._write_all(fd, data)
+            self._gather()
+
+    def _gather(self) -> None:
+        with self._ready:
+            self._ready.wait_for(lambda: self._closing, _GATHER)
 
     def _write_all(self, fd: int, data: bytes) -> None:
         view = memoryview(data)
@@ -137,11 +144,8 @@ class ConsoleWriter:
                     view = view[os.write(fd, view) :]
                 except BlockingIOError:  # somebody else made the shared terminal non-blocking
                     select.select([], [fd], [])
-        except OSError:
-            first = fd == self._outputs[0]
-            self._outputs.remove(fd)
-            if first:
-                self._on_closed()
+        except OSError as error:
+            self._outputs.pop(fd)(error)
 
 
 class ConsoleInput:
@@ -170,7 +174,7 @@ class ConsoleInput:
             self._loop.call_soon(self._read)
 
     def connect(self, consume: Callable[[bytes], int] | None) -> None:
-        """Give input to ``consume`` from now on; None keeps it until there is one. Callable from any thread."""
+        """Give input to ``consume`` from now on; None keeps it until there is one. From any thread."""
         self._consume = consume
         self._loop.call_soon(self.offer)
 

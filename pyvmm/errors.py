@@ -31,7 +31,9 @@ class KvmError(HostError):
 
     def __init__(self, ioctl: str, errno: int, hint: str = "") -> None:
         name = _errno.errorcode.get(errno, str(errno))
-        super().__init__(f"{ioctl} failed: {os.strerror(errno)} ({name})" + (f"; {hint}" if hint else ""), errno)
+        super().__init__(
+            f"{ioctl} failed: {os.strerror(errno)} ({name})" + (f"; {hint}" if hint else ""), errno
+        )
         self.ioctl = ioctl
         self.hint = hint
 

@@ -71,13 +71,18 @@ class Machine:
         self._panic = PanicWatch()
         self._log_fd = hostfile.create("The log", config.log) if config.log is not None else None
         self._output_fd = output_fd
-        outputs = [fd for fd in (output_fd, self._log_fd) if fd is not None]
+        outputs: dict[int, Callable[[OSError], None]] = {}
+        if output_fd is not None:
+            outputs[output_fd] = self._on_output_closed
+        if self._log_fd is not None:
+            outputs[self._log_fd] = self._on_log_failed
         self._loop = EventLoop(self._fail)
-        self._writer = ConsoleWriter(outputs, self._on_line, self._on_output_closed)
+        self._writer = ConsoleWriter(outputs, self._on_line)
         self._input: ConsoleInput | None = None
         if input_fd is not None:
             self._input = ConsoleInput(self._loop, input_fd, self._filter_input)
         self._board: Board | None = None
+        self._closed = False
 
     def __enter__(self) -> Machine:
         return self
@@ -128,6 +133,9 @@ class Machine:
 
     def close(self) -> None:
         """Stop every thread and release everything. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
         self.end(Outcome(outcome.QUIT, "the machine was closed"))
         self._writer.release()
         with self._state:
@@ -138,7 +146,6 @@ class Machine:
         self._writer.close(flush=self.wait().reason not in (outcome.SIGNAL, outcome.OUTPUT_CLOSED))
         if self._log_fd is not None:
             os.close(self._log_fd)
-            self._log_fd = None
 
     def send_break(self) -> None:
         """A BREAK on the serial console: the next key is a SysRq command."""
@@ -189,7 +196,10 @@ class Machine:
         if self._panic.ended and self.config.on_panic == "exit":
             self.end(Outcome(outcome.PANIC, f"the guest panicked: {self._panic.message}"))
 
-    def _on_output_closed(self) -> None:
+    def _on_log_failed(self, error: OSError) -> None:
+        self._note(f"the log {self.config.log} ends here: {error.strerror}")
+
+    def _on_output_closed(self, _error: OSError | None = None) -> None:
         self.end(Outcome(outcome.OUTPUT_CLOSED, "whoever read the console's output has gone"))
 
     def _watch_output(self) -> None:

@@ -44,7 +44,7 @@ COMMANDS = {
                 key="distributions",
                 metavar="NAME",
                 many=True,
-                help="offer this Python distribution there",
+                help="offer this Python distribution there; test: all that the tests need",
             ),
         ),
         rest="command",
@@ -127,6 +127,10 @@ def _exec(values: Values) -> int:
     assert isinstance(command, list)
     distributions = values.get("distributions", [])
     assert isinstance(distributions, list)
+    if "test" in distributions:
+        from pyvmm.lab.sync import TEST
+
+        distributions = [*TEST, *(name for name in distributions if name != "test")]
     return _lab(values).run(command, distributions=distributions, progress=progress)
 
 

@@ -1,98 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hand-made guests on real RISC-V KVM."""
+"""Hand-made guests on real RISC-V KVM, and Debian's under `pyvmm run`."""
 
 import os
 import signal
-import threading
+import subprocess
+from pathlib import Path
 
 import pytest
-from fakes.asm import Asm
+from booted import PATIENCE, PYVMM, BootedGuest
+from handmade import TIMEOUT, Guest
 
-from pyvmm.kvm import regs, uapi
+from pyvmm.kvm import uapi
 from pyvmm.kvm.system import Kvm
-from pyvmm.memory import GuestMemory
-
-RAM = 0x8000_0000
-RAM_SIZE = 2 << 20
-DEVICE = 0x1000_0000  # nothing is there: accesses exit
-TIMEOUT = 30
-
-
-class Guest:
-    """A machine with some RAM and stopped vCPUs; ``guest.code`` is assembled to the start of RAM."""
-
-    def __init__(self, cpus=1):
-        self.kvm = Kvm()
-        self.vm = self.kvm.create_vm()
-        self.memory = GuestMemory()
-        bank = self.memory.add(RAM, RAM_SIZE)
-        self.vm.set_user_memory_region(0, RAM, RAM_SIZE, bank.host_address)
-        self.vcpus = [self.vm.create_vcpu(number) for number in range(cpus)]
-        self.cpu = self.vcpus[0]
-        self.code = Asm(RAM)
-        self.code.li("t0", DEVICE)
-
-    def start(self):
-        """Put the code into memory and the first vCPU at its beginning, as firmware leaves a hart."""
-        self.memory.write(RAM, self.code.assemble())
-        self.cpu.set_reg(regs.core("pc"), RAM)
-        self.cpu.set_reg(regs.core("a0"), 0)
-
-    def reg(self, name):
-        return self.cpu.get_reg(regs.core(name))
-
-    def run_to_store(self):
-        """Run until a store to the device; returns its (offset, length, value)."""
-        assert self.cpu.run() == uapi.KVM_EXIT_MMIO
-        address, length, is_write, value = self.cpu.mmio()
-        assert is_write
-        return address - DEVICE, length, value
-
-    def in_thread(self, vcpu, work):
-        """Run ``work(vcpu)`` in a thread of its own; the result has ``kick()`` and ``result()``."""
-        return VcpuThread(vcpu, work)
-
-    def close(self):
-        for vcpu in self.vcpus:
-            vcpu.close()
-        self.vm.close()
-        self.kvm.close()
-        self.memory.close()
-
-
-class VcpuThread(threading.Thread):
-    """A vCPU on its own thread."""
-
-    def __init__(self, vcpu, work):
-        super().__init__(daemon=True)
-        self.vcpu, self.work, self.outcome = vcpu, work, None
-        self.start()
-
-    def run(self):
-        try:
-            self.outcome = (self.work(self.vcpu), None)
-        except Exception as error:
-            self.outcome = (None, error)
-
-    def kick(self):
-        self.vcpu.immediate_exit = True
-        signal.pthread_kill(self.ident, signal.SIGUSR1)
-
-    def result(self):
-        """What ``work`` returned; its exception is raised here."""
-        self.join(TIMEOUT)
-        assert not self.is_alive(), "the guest did not come out"
-        value, error = self.outcome
-        if error:
-            raise error
-        return value
 
 
 @pytest.fixture
-def make_guest():
+def make_guest(real_kvm):
     """Makes guests, and closes them. A guest that hangs is interrupted: run() then returns KVM_EXIT_INTR."""
-    if os.uname().machine != "riscv64" or not os.path.exists("/dev/kvm"):
-        pytest.skip("needs real RISC-V KVM: a RISC-V host, or the lab")
     guests = []
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGUSR1, signal.SIGALRM)}
     signal.setitimer(signal.ITIMER_REAL, TIMEOUT, 1)
@@ -113,3 +37,94 @@ def make_guest():
 def guest(make_guest):
     """A guest with one vCPU."""
     return make_guest()
+
+
+@pytest.fixture(scope="session")
+def real_kvm():
+    """Tests that boot something need it; there is no second choice."""
+    if os.uname().machine != "riscv64":
+        pytest.skip("needs real RISC-V KVM: run them with scripts/guest-tests")
+    assert os.path.exists("/dev/kvm"), "this RISC-V host has no /dev/kvm"
+
+
+@pytest.fixture(scope="session")
+def has_aia(real_kvm):
+    """Whether this host's KVM has an in-kernel AIA."""
+    with Kvm() as kvm:
+        return bool(kvm.check_extension(uapi.KVM_CAP_IRQCHIP))
+
+
+@pytest.fixture
+def boot(real_kvm):
+    """Boots a guest: Debian's kernel of a series with a busybox shell, or firmware."""
+    from pyvmm.lab import guests
+
+    booted = []
+
+    def make(*, kernel="7", cpus=1, mem="256M", params="quiet", firmware=None, options=(), shell=True):
+        program = ["--firmware", firmware] if firmware else ["--kernel", str(guests.kernel(kernel))]
+        if not firmware:
+            program += ["--initrd", str(guests.initrd()), f"--params={params}"]
+        guest = BootedGuest([*program, f"--cpus={cpus}", f"--mem={mem}", *options])
+        booted.append(guest)
+        if shell:
+            guest.wait_for_shell()
+        return guest
+
+    yield make
+    for guest in booted:
+        guest.close()
+
+
+@pytest.fixture
+def uboot():
+    """Debian's U-Boot for S mode."""
+    from pyvmm.lab import guests
+
+    return str(guests.uboot())
+
+
+@pytest.fixture
+def start_pyvmm(real_kvm):
+    """Starts `pyvmm run` with pipes for its output; ended at the end of the test."""
+    started = []
+
+    def start(*arguments):
+        process = subprocess.Popen(
+            [*PYVMM, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def run_pyvmm(start_pyvmm):
+    """Runs `pyvmm run` to its end: a CompletedProcess with text."""
+
+    def run(*arguments):
+        process = start_pyvmm(*arguments)
+        output, errors = process.communicate(timeout=PATIENCE)
+        return subprocess.CompletedProcess(process.args, process.returncode, output.decode(), errors.decode())
+
+    return run
+
+
+@pytest.fixture
+def hugetlbfs(real_kvm, tmp_path):
+    """A hugetlbfs mount with 64 pages of 2 MiB reserved."""
+    if os.geteuid():
+        pytest.skip("mounting hugetlbfs needs root")
+    Path("/proc/sys/vm/compact_memory").write_text("1")
+    pages = Path("/proc/sys/vm/nr_hugepages")
+    before = pages.read_text()
+    pages.write_text("72")
+    assert int(pages.read_text()) >= 64, "this host cannot give 64 huge pages"
+    subprocess.run(["mount", "-t", "hugetlbfs", "none", tmp_path], check=True)
+    yield tmp_path
+    subprocess.run(["umount", tmp_path], check=True)
+    pages.write_text(before)

@@ -35,7 +35,7 @@ def pipe():
 
 
 def make_writer(ends, *fds):
-    return ConsoleWriter(list(fds), ends.lines.append, ends.closed.set)
+    return ConsoleWriter(dict.fromkeys(fds, lambda error: ends.closed.set()), ends.lines.append)
 
 
 def test_writer_writes_everything_to_every_output_before_it_closes(ends, pipe, tmp_path):
@@ -94,6 +94,14 @@ def test_writer_lets_waiting_ones_go_when_it_is_released(ends, pipe):
     waiting.join(PATIENCE)
     assert not waiting.is_alive()
     writer.close(flush=False)
+
+
+def test_writer_takes_output_after_a_release(ends, pipe):
+    writer = make_writer(ends, pipe[1])
+    writer.release()
+    writer.write(b"last words\n")
+    writer.close()
+    assert os.read(pipe[0], 100) == b"last words\n"
 
 
 def test_writer_reports_a_reader_that_has_gone_and_goes_on_logging(ends, pipe, tmp_path):

@@ -209,6 +209,7 @@ def test_first_end_wins_and_close_stops_everything(run):
         it.machine.end(Outcome(outcome.SIGNAL, "ended by SIGTERM", signal=15))
         it.machine.end(Outcome(outcome.QUIT, "too late"))
         end = it.machine.wait()
+        it.machine.close()
     assert end.exit_code == 128 + 15
     assert it.kernel.open_fds == []
 

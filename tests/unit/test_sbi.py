@@ -22,7 +22,7 @@ class Memory:
         self.data = bytearray(SIZE)
 
     def _at(self, gpa, n):
-        if not (BASE <= gpa and gpa + n <= BASE + SIZE):
+        if not (gpa >= BASE and gpa + n <= BASE + SIZE):
             raise GuestAccessError("outside")
         return gpa - BASE
 

@@ -25,7 +25,12 @@ from pyvmm.lab.image import Image
 
 _COLD_BOOT_LIMIT = 180.0  # seconds; a cold boot takes about 7 on a two-core machine of 2023
 _POLL = 0.05
-_COMMON_CPU = "rv64,h=true,sstc=true,zkr=true"
+# Beyond what rv64 has by itself: what KVM can hand on to guests (and so what --isa can be tried with), except
+# vectors, which are slow to emulate. zkr is the seed CSR.
+_COMMON_CPU = (
+    "rv64,h=true,sstc=true,zkr=true,svinval=true,svnapot=true,svpbmt=true,zicond=true,zacas=true,zabha=true,"
+    "smstateen=true,sscofpmf=true"
+)
 
 
 class Flavour:

@@ -100,7 +100,8 @@ class Board:
 
     def _create_harts(self, kvm: Kvm) -> devicetree.Cpu:
         """VM, vCPUs and interrupt controller, the latter the first of the candidates that KVM accepts."""
-        kinds = irqchip.candidates(self._config.irqchip)
+        ssaia = harts.select(self._config).wants("ssaia", True)
+        kinds = irqchip.candidates(self._config.irqchip, ssaia=ssaia)
         for kind in kinds:
             mark = len(self._closers)
             try:

@@ -62,17 +62,15 @@ class PanicWatch:
 class ConsoleWriter:
     """Takes guest output from any thread and writes it to descriptors from its own.
 
-    ``outputs`` maps descriptors (the terminal, the log) to what is called, once, when one cannot be written
-    any more; the others go on. ``on_line`` sees every line as it is completed, on the thread that wrote it
+    ``on_line`` sees every line as it is completed, on the thread that wrote it
     and with the writer's lock held, so that what a guest said is known before what it did next.
     """
 
     def __init__(
         self,
-        outputs: dict[int, Callable[[OSError], None]],
         on_line: Callable[[bytes], None],
     ) -> None:
-        self._outputs = dict(outputs)
+        self._outputs: dict[int, Callable[[OSError], None]] = {}
         self._on_line = on_line
         self._ready = threading.Condition()
         self._buffer = bytearray()
@@ -81,6 +79,11 @@ class ConsoleWriter:
         self._closing = False
         self._abandoned = False
         self._thread = start_thread(self._run, "console")
+
+    def add_output(self, fd: int, on_failed: Callable[[OSError], None]) -> None:
+        """Write to ``fd`` too. ``on_failed`` is called once, on the writer's thread, when that fails."""
+        with self._ready:
+            self._outputs[fd] = on_failed
 
     def write(self, data: bytes) -> Callable[[], None] | None:
         """Take ``data``. When the buffer is full, return what the caller must run to wait for room."""

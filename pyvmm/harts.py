@@ -30,6 +30,11 @@ _MMU_BY_SATP_MODE = {8: "sv39", 9: "sv48", 10: "sv57"}
 _SCOUNTEREN = 0x7
 
 
+def select(config: MachineConfig) -> isa.Selection:
+    """The ISA extensions that ``config`` asks for. Raises ConfigError for names that KVM does not know."""
+    return isa.select(config.isa, config.cpu_type, config.disable_isa, regs.ISA_EXTENSIONS)
+
+
 def create(vm: Vm, config: MachineConfig, note: Callable[[str], None]) -> tuple[list[Vcpu], devicetree.Cpu]:
     """The vCPUs that ``config`` asks for, and their description for the device tree.
 
@@ -49,8 +54,7 @@ def create(vm: Vm, config: MachineConfig, note: Callable[[str], None]) -> tuple[
 
 
 def _configure(vcpus: list[Vcpu], config: MachineConfig, note: Callable[[str], None]) -> list[str]:
-    selection = isa.select(config.isa, config.cpu_type, config.disable_isa, regs.ISA_EXTENSIONS)
-    plan = selection.apply(regs.isa_extensions(vcpus[0]))
+    plan = select(config).apply(regs.isa_extensions(vcpus[0]))
     for name, value in plan.writes:
         _switch_isa(vcpus, name, value, note)
     for name in _SBI_ON:

@@ -49,9 +49,16 @@ class IrqChipRefused(ConfigError):
     """This host's KVM cannot give the machine this interrupt controller; the text says why."""
 
 
-def candidates(wanted: str) -> tuple[str, ...]:
-    """The kinds to try in turn for ``--irqchip``."""
-    return ("aia", "plic") if wanted == "auto" else (wanted,)
+def candidates(wanted: str, *, ssaia: bool) -> tuple[str, ...]:
+    """The kinds to try in turn for ``--irqchip``; ``ssaia`` says whether the harts shall have that extension.
+
+    Raises ConfigError for an AIA without it: the harts' half of an AIA is that extension.
+    """
+    if wanted == "aia" and not ssaia:
+        raise ConfigError("--irqchip aia needs the extension ssaia; leave one of them out.")
+    if wanted == "auto":
+        return ("aia", "plic") if ssaia else ("plic",)
+    return (wanted,)
 
 
 def create(kind: str, vm: Vm, vcpus: Sequence[Vcpu], bus: Bus, *, aia_mode: str) -> IrqChip:

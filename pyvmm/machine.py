@@ -69,15 +69,12 @@ class Machine:
         self._outcome: Outcome | None = None
         self._outcome_lock = threading.RLock()  # reentrant: a signal handler may interrupt ``end``
         self._panic = PanicWatch()
-        self._log_fd = hostfile.create("The log", config.log) if config.log is not None else None
+        self._log_fd: int | None = None
         self._output_fd = output_fd
-        outputs: dict[int, Callable[[OSError], None]] = {}
-        if output_fd is not None:
-            outputs[output_fd] = self._on_output_closed
-        if self._log_fd is not None:
-            outputs[self._log_fd] = self._on_log_failed
         self._loop = EventLoop(self._fail)
-        self._writer = ConsoleWriter(outputs, self._on_line)
+        self._writer = ConsoleWriter(self._on_line)
+        if output_fd is not None:
+            self._writer.add_output(output_fd, self._on_output_closed)
         self._input: ConsoleInput | None = None
         if input_fd is not None:
             self._input = ConsoleInput(self._loop, input_fd, self._filter_input)
@@ -99,11 +96,17 @@ class Machine:
         """
         with self._state:
             if self._board is None:
-                self._board = Board(
-                    self.config, self._loop, self._writer, self._note, self.trace, self._kernel
-                )
-                self._board.connect(self._input, self._guest_ended, self._fail)
+                board = Board(self.config, self._loop, self._writer, self._note, self.trace, self._kernel)
+                board.connect(self._input, self._guest_ended, self._fail)
+                self._board = board
+                self._open_log()
             return self._board
+
+    def _open_log(self) -> None:
+        """Last, so that a machine that cannot be built does not empty the log of one that could."""
+        if self.config.log is not None and self._log_fd is None:
+            self._log_fd = hostfile.create("The log", self.config.log)
+            self._writer.add_output(self._log_fd, self._on_log_failed)
 
     def start(self) -> None:
         """Run the guest; prepares it first when that was not done. Raises what ``prepare`` raises."""

@@ -43,10 +43,12 @@ MAY_IMPORT = {
     "irqchip": {"kvm", "devices", "mmio", "devicetree", "layout", "errors"},
     "harts": {"kvm", "isa", "devicetree", "config", "errors", "nearest"},
     "board": {
-        "config", "console", "devices", "devicetree", "errors", "eventloop", "exittrace", "fdt", "harts", "hostfile",
-        "irqchip", "kvm",
-        "layout", "loader", "memory", "mmio", "outcome", "peripherals", "runner", "sbi", "suspend",
+        "config", "console", "devices", "devicetree", "errors", "eventloop", "exittrace", "fdt", "harts",
+        "hostfile", "irqchip", "kvm", "layout", "loader", "memory", "mmio", "outcome", "peripherals", "runner", "sbi", "suspend",
         "trace",
+    },
+    "preview": {
+        "config", "devicetree", "fdt", "harts", "irqchip", "isa", "kvm", "layout", "loader", "peripherals",
     },
     "machine": {
         "board", "config", "console", "eventloop", "hostfile", "kvm", "outcome", "threads", "trace",
@@ -80,13 +82,13 @@ def imports_of(path):
         else:
             continue
         for name in names:
-            parts = name.split(".")
-            if parts[0] == "pyvmm" and len(parts) > 1 and (PACKAGE / parts[1]).exists():
-                yield parts[1]
-            elif parts[0] == "pyvmm" and len(parts) > 1 and (PACKAGE / f"{parts[1]}.py").exists():
-                yield parts[1]
+            top, _, rest = name.partition(".")
+            unit = rest.partition(".")[0]
+            if top == "pyvmm" and unit in UNITS:
+                yield unit
 
 
+UNITS = {unit_of(path) for path in PACKAGE.rglob("*.py")}
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if unit_of(path) not in TOP)
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import os
 
-from pyvmm import layout
+from pyvmm import preview
 from pyvmm.cli.say import say
 from pyvmm.config import MachineConfig
-from pyvmm.loader import Boot
 
 DEFAULT_FLAVOUR = "aia"
 
@@ -19,10 +18,7 @@ def run_in_lab(words: list[str], config: MachineConfig, where: str, *, quiet: bo
     What the user got wrong is found here, before a host is started for it.
     """
     flavour = where.partition(":")[2] or DEFAULT_FLAVOUR
-    with Boot(
-        layout.RAM_BASE, config.mem, kernel=config.kernel, initrd=config.initrd, firmware=config.firmware
-    ):
-        pass
+    preview.check(config)
     from pyvmm.lab.host import Lab
 
     if not quiet:

@@ -76,13 +76,14 @@ def _run_here(config: MachineConfig, *, verbose: bool, quiet: bool) -> int:
     from pyvmm.machine import Machine
 
     interactive = os.isatty(0)
-    trace_file = _TraceFile(config.trace_out) if config.trace_out else None
+    trace_file = _TraceFile(config.trace_out)
     note = say if verbose else _nowhere
-    show_trace = trace_file.show if trace_file else show
+    show_trace = trace_file.show if config.trace_out else show
     with Machine(config, input_fd=0, output_fd=1, note=note, show=show_trace) as machine:
         if interactive:
             machine.on_input = _Keys(machine).filter
         board = machine.prepare()
+        trace_file.open()
         if not quiet:
             hint = " (Ctrl-A ? for help)" if interactive else ""
             say(f"{config.summary()}, irqchip {board.chip.name}{hint}")
@@ -92,8 +93,7 @@ def _run_here(config: MachineConfig, *, verbose: bool, quiet: bool) -> int:
                 machine.close()
         else:
             end = _run(machine)
-    if trace_file is not None:
-        trace_file.close()
+    trace_file.close()
     return _report(end, machine, quiet=quiet)
 
 
@@ -104,8 +104,14 @@ def _nowhere(_text: str) -> None:
 class _TraceFile:
     """``--trace-out``: the trace, a line at a time, in a file."""
 
-    def __init__(self, path: str) -> None:
-        self._fd = hostfile.create("The trace", path)
+    def __init__(self, path: str | None) -> None:
+        self._path = path
+        self._fd = -1
+
+    def open(self) -> None:
+        """Begin it, now that the machine can be built. Raises ConfigError."""
+        if self._path is not None:
+            self._fd = hostfile.create("The trace", self._path)
 
     def show(self, line: str) -> None:
         """One write a line, so that lines of several vCPUs do not mix."""
@@ -113,7 +119,8 @@ class _TraceFile:
 
     def close(self) -> None:
         """End it."""
-        os.close(self._fd)
+        if self._fd >= 0:
+            os.close(self._fd)
 
 
 def _run(machine: Machine) -> Outcome:

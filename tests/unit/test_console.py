@@ -35,7 +35,10 @@ def pipe():
 
 
 def make_writer(ends, *fds):
-    return ConsoleWriter(dict.fromkeys(fds, lambda error: ends.closed.set()), ends.lines.append)
+    writer = ConsoleWriter(ends.lines.append)
+    for fd in fds:
+        writer.add_output(fd, lambda error: ends.closed.set())
+    return writer
 
 
 def test_writer_writes_everything_to_every_output_before_it_closes(ends, pipe, tmp_path):

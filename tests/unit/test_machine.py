@@ -2,8 +2,10 @@
 """The whole machine on a fake KVM: how runs end, reboot, and clean up. Real guests are in tests/guest."""
 
 import errno
+import gzip
 import os
 import struct
+from pathlib import Path
 
 import pytest
 from fakes.kernel import (
@@ -70,8 +72,8 @@ class Run:
 
 @pytest.fixture
 def run(image):
-    def make(script=(), *, kernel=None, **config):
-        config = MachineConfig(**{"kernel": image, "mem": "16M", **config})
+    def make(script=(), *, kernel=None, kernel_file=image, **config):
+        config = MachineConfig(**{"kernel": kernel_file, "mem": "16M", **config})
         return Run(kernel or FakeKernel(script), config)
 
     return make
@@ -331,3 +333,26 @@ def test_unknown_extension_is_one_sentence_with_the_nearest_name(run, option, va
     with it.machine, pytest.raises(ConfigError) as caught:
         it.machine.start()
     assert str(caught.value) == sentence
+
+
+def test_guest_without_ssaia_gets_a_plic(run):
+    it = run(isa="host,-ssaia")
+    it()
+    assert "interrupt controller: plic" in it.notes
+
+
+def test_aia_without_ssaia_is_refused(run):
+    it = run(isa="host,-ssaia", irqchip="aia")
+    with it.machine, pytest.raises(ConfigError, match="--irqchip aia needs the extension ssaia"):
+        it.machine.start()
+
+
+def test_corrupt_compressed_kernel_is_one_sentence_and_leaves_nothing(run, image, tmp_path):
+    whole = Path(image).read_bytes() + os.urandom(1 << 18)
+    packed = gzip.compress(whole)
+    (tmp_path / "bad.gz").write_bytes(packed[:100_000] + bytes(1000) + packed[101_000:])
+    it = run(kernel_file=str(tmp_path / "bad.gz"), log=str(tmp_path / "log"))
+    with it.machine, pytest.raises(ConfigError, match=r"^The kernel .*bad\.gz "):
+        it.machine.start()
+    assert it.kernel.open_fds == []
+    assert not (tmp_path / "log").exists()

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every mistake a user can make is one sentence on stderr, the right exit code, and nothing left behind."""
+
+import gzip
+import os
+import struct
+from types import SimpleNamespace
+
+import pytest
+
+from pyvmm import cli
+
+ELF_X86 = b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<HHIQQQ", 2, 62, 1, 0, 0, 0) + bytes(16)
+
+
+def image(size=0x1000, memory=0x1000, magic=0x05435352):
+    header = struct.pack("<IIQQQIIQQII", 0, 0, 0x20_0000, memory, 0, 2, 0, 0, 0, magic, 0)
+    return header.ljust(size, b"\0")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    files = {
+        "good": image(),
+        "empty": b"",
+        "text": b"not a kernel at all\n" * 10,
+        "x86": ELF_X86,
+        "truncated.gz": gzip.compress(os.urandom(1 << 16))[:1000],
+        "large": image(memory=64 << 20),
+        "initrd": bytes(24 << 20),
+    }
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "directory").mkdir()
+    return tmp_path
+
+
+def outcome(capfd, *words):
+    code = cli.main(list(words))
+    out, err = capfd.readouterr()
+    assert out == ""
+    return code, err
+
+
+@pytest.fixture(autouse=True)
+def no_lab(monkeypatch):
+    """Whatever is wrong is found before a lab host is started for it."""
+    monkeypatch.setattr("pyvmm.lab.host.Lab", None)
+
+
+RUN = ["run", "--host=lab"]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["missing"], "The kernel missing does not exist; check the path."),
+        (["directory"], "The kernel directory is a directory; name the kernel file in it."),
+        (["empty"], "The kernel empty is empty; was it copied completely?"),
+        (["text"], "The kernel text is no RISC-V kernel"),
+        (["x86"], "The kernel x86 is built for x86-64; give one for 64-bit RISC-V."),
+        (["truncated.gz"], "The kernel truncated.gz"),
+        (["good", "-i", "missing"], "The initrd missing does not exist"),
+        (["good", "-m", "16M", "-i", "initrd"], "Kernel, initrd and device tree need"),
+        (["large", "-m", "16M"], "Kernel, initrd and device tree need"),
+        (["good", "-m", "1M"], "Kernel, initrd and device tree need"),
+        (["good", "-m", "0"], "--mem takes a multiple of 4K above 0"),
+        (["good", "-m", "-5"], "--mem takes a size"),
+        (["good", "-m", "much"], "--mem takes a size"),
+        (["good", "-c", "0"], "--cpus takes 1 to 128, not 0."),
+        (["good", "-c", "129"], "--cpus takes 1 to 128, not 129."),
+        (["good", "--isa", "host,+zbbb"], "KVM knows no ISA extension 'zbbb'. Did you mean zbb?"),
+        (["good", "--disable-ssct"], "KVM knows no ISA extension 'ssct'. Did you mean sstc?"),
+        (["good", "--cpu-type", "big"], "--cpu-type takes max, or min,EXT,..., not 'big'."),
+        (["good", "--kernal", "x"], "pyvmm run has no option --kernal. Did you mean --kernel?"),
+        (["good", "-d", "disk.img"], "-d comes with the virtio devices of a later release"),
+        (["good", "--console", "serail"], "--console takes one of serial, sbi, none"),
+        (["good", "--timeout", "soon"], "--timeout takes a duration"),
+        (["good", "-f", "good"], "Firmware cannot be told of a kernel in memory"),
+        (["-f", "missing"], "The firmware missing does not exist"),
+        (["good", "good"], "KERNEL was given twice"),
+    ],
+)  # fmt: skip
+def test_mistake_is_one_sentence_with_code_125(folder, capfd, words, sentence):
+    code, said = outcome(capfd, *RUN, *words)
+    assert code == 125
+    assert said.startswith(f"pyvmm: {sentence}")
+    assert said.endswith((".\n", "?\n"))
+    assert said.count("\n") == 1
+
+
+def test_unreadable_kernel_is_one_sentence(folder, capfd, monkeypatch):
+    def refuse(path, flags):
+        raise PermissionError(13, "Permission denied", path)
+
+    flags = {name: getattr(os, name) for name in ("O_RDONLY", "O_CLOEXEC", "O_NONBLOCK")}
+    monkeypatch.setattr("pyvmm.loader.files.os", SimpleNamespace(open=refuse, **flags))
+    code, said = outcome(capfd, *RUN, "good")
+    assert (code, said) == (
+        125,
+        "pyvmm: The kernel good may not be read by this user; check its permissions.\n",
+    )
+
+
+def test_failed_run_leaves_an_earlier_log_trace_and_tree_alone(folder, capfd):
+    for name in ("log", "trace", "tree"):
+        (folder / name).write_text("precious")
+    words = [*RUN, "missing", "--log=log", "--trace=mmio", "--trace-out=trace", "--dump-dtb=tree"]
+    assert outcome(capfd, *words)[0] == 125
+    assert {(folder / name).read_text() for name in ("log", "trace", "tree")} == {"precious"}
+
+
+def test_host_that_is_not_riscv_is_said_with_code_126(folder, capfd):
+    if os.uname().machine == "riscv64":
+        pytest.skip("this host is RISC-V")
+    code, said = outcome(capfd, "run", "--host=local", "good")
+    assert code == 126
+    assert said.startswith("pyvmm: ")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["rum"], "there is no command 'rum'. Did you mean run? See pyvmm --help."),
+        (["version", "x"], "pyvmm version takes no argument, but got 'x'. See pyvmm version --help."),
+        (["lab", "strat"], "pyvmm lab has no command 'strat'. Did you mean start? See pyvmm lab --help."),
+        (["lab", "exec"], "pyvmm lab exec needs a command: pyvmm lab exec -- COMMAND..."),
+        (["dtb", "-o", "/no/x"], "The device tree cannot be written to /no/x: No such file or directory."),
+    ],
+)  # fmt: skip
+def test_other_commands_say_it_in_one_sentence_too(capfd, words, sentence):
+    assert outcome(capfd, *words) == (125, f"pyvmm: {sentence}\n")
+
+
+def test_without_a_command_the_help_is_shown_with_code_125(capsys):
+    assert cli.main([]) == 125
+    assert capsys.readouterr().out.startswith("usage: pyvmm COMMAND")
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_has_help(capsys, name):
+    assert cli.main([name, "--help"]) == 0
+    assert capsys.readouterr().out.startswith(f"usage: pyvmm {name}")
+
+
+def test_version_says_what_it_runs_on(capsys):
+    assert cli.main(["version"]) == 0
+    assert os.uname().machine in capsys.readouterr().out
+
+
+def test_dtb_is_the_same_bytes_every_time(tmp_path):
+    blobs = set()
+    for number in range(2):
+        path = tmp_path / str(number)
+        assert cli.main(["dtb", "--cpus=3", "-o", str(path)]) == 0
+        blobs.add(path.read_bytes())
+    assert len(blobs) == 1

@@ -44,8 +44,8 @@ MAY_IMPORT = {
     "harts": {"kvm", "isa", "devicetree", "config", "errors", "nearest"},
     "board": {
         "config", "console", "devices", "devicetree", "errors", "eventloop", "exittrace", "fdt", "harts",
-        "hostfile", "irqchip", "kvm", "layout", "loader", "memory", "mmio", "outcome", "peripherals", "runner", "sbi", "suspend",
-        "trace",
+        "hostfile", "irqchip", "kvm", "layout", "loader", "memory", "mmio", "outcome", "peripherals",
+        "runner", "sbi", "suspend", "trace",
     },
     "preview": {
         "config", "devicetree", "fdt", "harts", "irqchip", "isa", "kvm", "layout", "loader", "peripherals",

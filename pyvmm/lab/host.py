@@ -32,8 +32,6 @@ _PASSED_ON = (
     "HOME",
     "USER",
     "CI",
-    "COLUMNS",
-    "LINES",
     "NO_COLOR",
     "FORCE_COLOR",
     "XDG_CACHE_HOME",

@@ -25,6 +25,7 @@ from pyvmm.lab.image import Image
 
 _COLD_BOOT_LIMIT = 180.0  # seconds; a cold boot takes about 7 on a two-core machine of 2023
 _POLL = 0.05
+_MONITOR_LIMIT = 60.0  # seconds for one answer of the monitor
 # Beyond what rv64 has by itself: what KVM can hand on to guests (and so what --isa can be tried with), except
 # vectors, which are slow to emulate. zkr is the seed CSR.
 _COMMON_CPU = (
@@ -210,22 +211,32 @@ class Monitor:
 
     def __init__(self, path: Path) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.settimeout(60)
+        self._socket.settimeout(_MONITOR_LIMIT)
+        self._stream = self._socket.makefile("rw")
         try:
             self._socket.connect(str(path))
+            self._stream.readline()
+            self.execute("qmp_capabilities")
         except OSError as e:
-            self._socket.close()
+            self.close()
             raise HostError(f"QEMU's monitor {path} does not answer: {e.strerror}.", e.errno or 0) from e
-        self._stream = self._socket.makefile("rw")
-        self._stream.readline()
-        self.execute("qmp_capabilities")
+        except HostError:
+            self.close()
+            raise
 
     def __enter__(self) -> Monitor:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stream.close()
+        self.close()
+
+    def close(self) -> None:
+        """End the connection; QEMU goes on."""
         self._socket.close()
+        try:
+            self._stream.close()
+        except OSError:
+            pass  # what was not sent yet is of no use to anybody
 
     def execute(self, command: str, **arguments: Any) -> Any:
         """Run one command and return its result; raises HostError with QEMU's words when it refuses."""

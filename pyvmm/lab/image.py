@@ -119,6 +119,9 @@ def image(series: str, progress: Progress = quiet) -> Image:
     When the archive cannot deliver series 7 now, the host gets 6.12: it works, with a fault that the manifest
     shows.
     """
+    tools.group(
+        "host", progress
+    )  # first: an archive that cannot be reached shows here, and is no reason for 6.12
     host_kernel = _host_kernel(series, progress)
     scripts = [(Path(__file__).parent / source).read_bytes() for source in _SCRIPTS.values()]
     contents = (

@@ -71,7 +71,7 @@ def _build(series: str, work: Path, progress: Progress) -> None:
         except HostError as e:
             failures.append(str(e))
             progress(str(e))
-    raise HostError(f"No suite can deliver a Linux {series} kernel for riscv64 now. {failures[-1]}")
+    raise HostError(f"No suite can deliver Linux {series} for riscv64. {failures[-1]}")
 
 
 def _build_from(archive: Archive, series: str, temp: Path, work: Path, progress: Progress) -> None:

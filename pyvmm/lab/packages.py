@@ -186,7 +186,7 @@ class Archive:
         )
         if done.returncode:
             raise HostError(
-                f"Debian's {self.suite} ({self.architecture}) is of no use now: {complaint(done.stderr)}."
+                f"Debian's {self.suite} ({self.architecture}) cannot be used now: {complaint(done.stderr)}."
             )
         return done.stdout
 

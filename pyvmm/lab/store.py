@@ -109,7 +109,7 @@ def _used(build: Path) -> bool:
 
 
 def _prune(kind: Path) -> None:
-    """Delete builds of one kind, finished or broken off, that nobody used for long, and the oldest of very many."""
+    """Delete builds, finished or broken off, that nobody used for long, and the oldest of very many."""
     builds = [(path.stat().st_mtime, path) for path in kind.iterdir() if path.is_dir()]
     for number, (used, path) in enumerate(sorted(builds, reverse=True)):
         if number >= _KEPT_BUILDS or time.time() - used > _KEPT_SECONDS:

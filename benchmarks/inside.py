@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The measurements themselves, on the RISC-V host: standard library only, started as a script.
+
+Reads a job (JSON) from standard input, prints raw figures (JSON). Everything that a measured program reads is
+in memory first: the lab's shared files would be part of the figures otherwise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+Argv = list[str]
+Figures = dict[str, list[float]]
+
+_TRACING = Path("/sys/kernel/tracing")
+_MEM = "256M"
+_PARAMS = "console=ttyS0 earlycon=sbi quiet"
+_PROMPT = b"~ # "
+_POWER_OFF = "poweroff -f"
+
+
+class Bench:
+    """The programs to measure, in ``directory``, and how often to do it."""
+
+    def __init__(self, directory: Path, rounds: int) -> None:
+        self.directory = directory
+        self.rounds = rounds
+
+    def pyvmm(self, *arguments: str) -> Argv:
+        """``pyvmm run`` with one CPU."""
+        return [sys.executable, "-m", "pyvmm", "run", "--host=local", "--quiet", f"--mem={_MEM}", *arguments]
+
+    def pyvmm_linux(self, last_words: str = "") -> Argv:
+        """``pyvmm run`` with Debian's kernel; busybox's init runs ``last_words`` first."""
+        return self.pyvmm(
+            f"--kernel={self.directory / 'Image'}",
+            f"--initrd={self.directory / 'initrd'}",
+            f"--params={_params(last_words)}",
+        )
+
+    def qemu_linux(self, machine: str, last_words: str = "") -> Argv:
+        """The same guest under QEMU with KVM."""
+        root = self.directory / "qemu"
+        return [
+            str(root / "ld-linux-riscv64-lp64d.so.1"), "--library-path", str(root),
+            str(root / "qemu-system-riscv64"), "-nodefaults", "-no-user-config", "-display", "none",
+            "-monitor", "none", "-serial", "stdio", "-no-reboot",
+            "-M", machine, "-accel", "kvm", "-cpu", "host", "-smp", "1", "-m", _MEM,
+            "-kernel", str(self.directory / "Image"), "-initrd", str(self.directory / "initrd"),
+            "-append", _params(last_words),
+        ]  # fmt: skip
+
+    def interleaved(self, measure: Callable[[Argv], float], programs: dict[str, Argv]) -> Figures:
+        """Every program once a round, so that what slows the machine for a while slows them all."""
+        found: Figures = {name: [] for name in programs}
+        for _ in range(self.rounds):
+            for name, argv in programs.items():
+                found[name].append(measure(argv))
+        return found
+
+
+def _params(last_words: str) -> str:
+    return f"{_PARAMS} -- {last_words}" if last_words else _PARAMS
+
+
+def start_up(bench: Bench) -> Figures:
+    """Seconds from exec to KVM's first entry into the guest; for the bare interpreter, to its end."""
+    bare = [sys.executable, "-c", ""]
+    found = bench.interleaved(seconds_to_end, {"python3": bare})
+    with entry_tracing():
+        programs = {"pyvmm": bench.pyvmm_linux(), "qemu": bench.qemu_linux("virt")}
+        return {**found, **bench.interleaved(seconds_to_entry, programs)}
+
+
+def whole_run(bench: Bench) -> Figures:
+    """Seconds from exec to the end of a guest that powers off as soon as its user space runs."""
+    programs = {
+        "pyvmm": bench.pyvmm_linux(_POWER_OFF),
+        "qemu": bench.qemu_linux("virt", _POWER_OFF),
+        "qemu, in-kernel AIA": bench.qemu_linux("virt,aia=aplic-imsic", _POWER_OFF),
+    }
+    return bench.interleaved(seconds_to_end, programs)
+
+
+def memory(bench: Bench) -> Figures:
+    """Resident bytes beside the guest's RAM, while the guest's shell waits for input."""
+    programs = {"pyvmm": bench.pyvmm_linux(), "qemu": bench.qemu_linux("virt")}
+    return bench.interleaved(resident_bytes, programs)
+
+
+def exits(bench: Bench) -> Figures:
+    """Seconds an exit: how much longer a run takes with more of them, divided by how many more."""
+    counts = [int(path.suffix[1:]) for path in sorted(bench.directory.glob("stores.*"))]
+    few, many = min(counts), max(counts)
+
+    def measure(argv: Argv) -> float:
+        longer = seconds_to_end([*argv[:-1], f"{argv[-1]}.{many}"])
+        shorter = seconds_to_end([*argv[:-1], f"{argv[-1]}.{few}"])
+        return (longer - shorter) / (many - few)
+
+    programs = {}
+    for access in ("stores", "loads"):
+        image = str(bench.directory / access)
+        programs[f"C, {access}"] = [str(bench.directory / "kvm_loop"), image]
+        programs[f"pyvmm, {access}"] = bench.pyvmm(image)
+    return bench.interleaved(measure, programs)
+
+
+MEASURES = {"start-up": start_up, "whole-run": whole_run, "memory": memory, "exits": exits}
+
+
+def seconds_to_end(argv: Argv) -> float:
+    """How long a program takes that must succeed."""
+    start = time.monotonic()
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False)
+    end = time.monotonic()
+    if done.returncode:
+        sys.exit(f"{' '.join(argv)}: exit status {done.returncode}")
+    return end - start
+
+
+@contextlib.contextmanager
+def entry_tracing() -> Iterator[None]:
+    """Have the kernel record its entries into guests, with times of CLOCK_MONOTONIC. Needs root."""
+    if not (_TRACING / "events").exists():
+        subprocess.run(["mount", "-t", "tracefs", "tracefs", str(_TRACING)], check=True)
+    settings = {
+        "trace_clock": ("mono", "local"),
+        "options/event-fork": ("1", "0"),
+        "set_event_pid": (str(os.getpid()), " "),  # our children, with event-fork; nobody else's guests
+        "events/kvm/kvm_entry/enable": ("1", "0"),
+    }
+    try:
+        for name, (value, _) in settings.items():
+            (_TRACING / name).write_text(value)
+        yield
+    finally:
+        for name, (_, before) in settings.items():
+            (_TRACING / name).write_text(before)
+
+
+def seconds_to_entry(argv: Argv) -> float:
+    """How long a program takes to enter its guest; it is ended then."""
+    (_TRACING / "trace").write_text("")
+    with (_TRACING / "trace_pipe").open() as entries:
+        start = time.monotonic()
+        with running(argv):
+            line = entries.readline()
+    # "            vcpu-0-123     [000] .....    12.345678: kvm_entry: PC: 0x..."
+    return float(line.partition(": kvm_entry:")[0].split()[-1]) - start
+
+
+def resident_bytes(argv: Argv) -> float:
+    """What of a program is in memory, but for the guest's RAM, when the guest's shell prompts."""
+    with running(argv) as process:
+        assert process.stdout is not None
+        seen = b""
+        while _PROMPT not in seen:
+            part = os.read(process.stdout.fileno(), 4096)
+            if not part:
+                sys.exit(f"{' '.join(argv)} ended before the guest's shell came up: {seen.decode()}")
+            seen += part
+        return without_guest_ram(Path(f"/proc/{process.pid}/smaps").read_text())
+
+
+def without_guest_ram(smaps: str) -> int:
+    """The sum of Rss, in bytes, over all mappings but the largest."""
+    sizes = [int(line.split()[1]) for line in smaps.splitlines() if line.startswith("Size:")]
+    resident = [int(line.split()[1]) for line in smaps.splitlines() if line.startswith("Rss:")]
+    return (sum(resident) - resident[sizes.index(max(sizes))]) * 1024
+
+
+@contextlib.contextmanager
+def running(argv: Argv) -> Iterator[subprocess.Popen[bytes]]:
+    """A program with pipes for its input and output, killed at the end of the block."""
+    process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+
+
+def host() -> dict[str, str]:
+    """What the figures were measured on."""
+    return {"kernel": platform.release(), "machine": platform.machine(), "python": platform.python_version()}
+
+
+def main() -> None:
+    job = json.load(sys.stdin)
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        shutil.copytree(job["bundle"], directory, dirs_exist_ok=True)
+        bench = Bench(directory, job["rounds"])
+        found = {measure: MEASURES[measure](bench) for measure in job["measures"]}
+    json.dump({"host": host(), "figures": found}, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From raw figures to ratios: a table for people, and the same as data."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+
+Figures = Mapping[str, Mapping[str, Sequence[float]]]
+
+SECONDS = (1.0, "s", 2)
+MICROSECONDS = (1e-6, "µs", 2)
+MEBIBYTES = (float(1 << 20), "MiB", 1)
+
+
+class Comparison:
+    """One row: ``subject`` beside ``peer``, both names of figures of one measure.
+
+    ``most`` is the largest figure (in ``unit``) and ``most_ratio`` the largest ratio to the peer that the
+    project has set itself as a goal; None where there is no goal.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        measure: str,
+        subject: str,
+        peer: str,
+        unit: tuple[float, str, int],
+        *,
+        most: float | None = None,
+        most_ratio: float | None = None,
+    ) -> None:
+        self.title = title
+        self.measure = measure
+        self.subject = subject
+        self.peer = peer
+        self.unit = unit
+        self.most = most
+        self.most_ratio = most_ratio
+
+    def row(self, figures: Figures) -> dict[str, object]:
+        """Medians in ``unit``, their ratio, and whether the goal is met (None without one)."""
+        scale = self.unit[0]
+        ours = [value / scale for value in figures[self.measure][self.subject]]
+        theirs = [value / scale for value in figures[self.measure][self.peer]]
+        value, peer_value = statistics.median(ours), statistics.median(theirs)
+        return {
+            "title": self.title,
+            "unit": self.unit[1],
+            "pyvmm": {"median": value, "least": min(ours), "most": max(ours), "runs": len(ours)},
+            "peer": {"name": self.peer, "median": peer_value, "least": min(theirs), "most": max(theirs)},
+            "ratio": value / peer_value,
+            "goal": self._goal(),
+            "met": self._met(value, value / peer_value),
+        }
+
+    def _goal(self) -> str:
+        if self.most is not None:
+            return f"at most {self.most:g} {self.unit[1]}"
+        return "" if self.most_ratio is None else f"ratio at most {self.most_ratio:g}"
+
+    def _met(self, value: float, ratio: float) -> bool | None:
+        if self.most is not None:
+            return value <= self.most
+        return None if self.most_ratio is None else ratio <= self.most_ratio
+
+
+COMPARISONS = (
+    Comparison("exec to first KVM_RUN", "start-up", "pyvmm", "python3", SECONDS, most=1.0),
+    Comparison("exec to first KVM_RUN", "start-up", "pyvmm", "qemu", SECONDS),
+    Comparison("exec to power-off", "whole-run", "pyvmm", "qemu", SECONDS, most_ratio=0.5),
+    Comparison("exec to power-off", "whole-run", "pyvmm", "qemu, in-kernel AIA", SECONDS, most_ratio=0.5),
+    Comparison("MMIO store", "exits", "pyvmm, stores", "C, stores", MICROSECONDS, most_ratio=5.0),
+    Comparison("MMIO load", "exits", "pyvmm, loads", "C, loads", MICROSECONDS, most_ratio=5.0),
+    Comparison("memory without guest RAM", "memory", "pyvmm", "qemu", MEBIBYTES, most=25.0),
+)
+
+
+def rows(figures: Figures) -> list[dict[str, object]]:
+    """A row for each comparison whose figures are there."""
+    return [comparison.row(figures) for comparison in COMPARISONS if comparison.measure in figures]
+
+
+def table(figures: Figures) -> str:
+    """The rows as text, for a terminal or a document."""
+    lines = [("measure", "pyvmm", "least..most", "peer", "", "least..most", "ratio", "goal", "")]
+    lines += [_cells(one, one.row(figures)) for one in COMPARISONS if one.measure in figures]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def _cells(comparison: Comparison, row: dict[str, object]) -> tuple[str, ...]:
+    _, unit, digits = comparison.unit
+    ours, theirs = row["pyvmm"], row["peer"]
+    assert isinstance(ours, dict)
+    assert isinstance(theirs, dict)
+
+    def figure(of: dict[str, float]) -> tuple[str, str]:
+        spread = f"{of['least']:.{digits}f}..{of['most']:.{digits}f}"
+        return f"{of['median']:.{digits}f} {unit}", spread
+
+    verdict = {True: "met", False: "MISSED", None: ""}[row["met"]]  # type: ignore[index]
+    return (
+        comparison.title,
+        *figure(ours),
+        comparison.peer,
+        *figure(theirs),
+        f"{row['ratio']:.2f}",
+        str(row["goal"]),
+        verdict,
+    )

@@ -32,23 +32,33 @@ _COMMON_CPU = (
     "rv64,h=true,sstc=true,zkr=true,svinval=true,svnapot=true,svpbmt=true,zicond=true,zacas=true,zabha=true,"
     "smstateen=true,sscofpmf=true"
 )
+_TWO_CPUS = ("-accel", "tcg,thread=multi", "-smp", "2")
+# One instruction is 2 ns; time that the CPU would sleep through is skipped.
+_COUNTING = ("-accel", "tcg,thread=single", "-smp", "1", "-icount", "shift=1,sleep=off")
 
 
 class Flavour:
     """One kind of host: the machine QEMU makes, and the kernel that suits it."""
 
-    def __init__(self, name: str, machine: str, cpu: str, series: str) -> None:
+    def __init__(
+        self, name: str, machine: str, cpu: str, series: str, execution: tuple[str, ...] = _TWO_CPUS
+    ) -> None:
         self.name = name
         self.machine = machine
         self.cpu = cpu
         self.series = series
+        self.execution = execution
 
 
+_AIA_MACHINE = "virt,aia=aplic-imsic,aia-guests=3"
+_AIA_CPU = f"{_COMMON_CPU},smaia=true,ssaia=true"
 FLAVOURS = {
     # KVM has an irqchip here: APLIC and IMSIC with three guest interrupt files.
-    "aia": Flavour("aia", "virt,aia=aplic-imsic,aia-guests=3", f"{_COMMON_CPU},smaia=true,ssaia=true", "7"),
+    "aia": Flavour("aia", _AIA_MACHINE, _AIA_CPU, "7"),
     # KVM has none here, so the user-space PLIC must serve.
     "plic": Flavour("plic", "virt", _COMMON_CPU, "7"),
+    # As aia, for measuring: its clock counts instructions, so figures repeat however busy the machine is.
+    "counting": Flavour("counting", _AIA_MACHINE, _AIA_CPU, "7", _COUNTING),
 }
 
 
@@ -168,7 +178,7 @@ class Qemu:
             "-L", str(root / "usr/share/qemu"),
             "-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none", "-no-reboot",
             "-machine", self.kind.machine, "-cpu", self.kind.cpu,
-            "-accel", "tcg,thread=multi", "-smp", "2", "-m", "4G",
+            *self.kind.execution, "-m", "4G",
             "-bios", str(root / "usr/lib/riscv64-linux-gnu/opensbi/generic/fw_dynamic.bin"),
             "-kernel", str(image.kernel.image), "-initrd", str(image.initrd),
             "-append", f"console=ttyS0 quiet panic=-1 lab.idle={idle}",

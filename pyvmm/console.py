@@ -73,10 +73,11 @@ class ConsoleWriter:
         self._outputs: dict[int, Callable[[OSError], None]] = {}
         self._on_line = on_line
         self._ready = threading.Condition()
+        self._idle = False  # the writer's thread waits to be told of output
         self._buffer = bytearray()
         self._line = bytearray()
         self._released = False
-        self._closing = False
+        self._closing = threading.Event()
         self._abandoned = False
         self._thread = start_thread(self._run, "console")
 
@@ -88,7 +89,8 @@ class ConsoleWriter:
     def write(self, data: bytes) -> Callable[[], None] | None:
         """Take ``data``. When the buffer is full, return what the caller must run to wait for room."""
         with self._ready:
-            if not self._buffer:
+            if self._idle:
+                self._idle = False
                 self._ready.notify_all()
             self._buffer += data
             self._line += data
@@ -116,7 +118,8 @@ class ConsoleWriter:
     def close(self, *, flush: bool = True) -> None:
         """End the thread. With ``flush``, first write out everything taken."""
         with self._ready:
-            self._released = self._closing = True
+            self._released = True
+            self._closing.set()
             self._abandoned = not flush
             self._ready.notify_all()
         if flush:
@@ -125,7 +128,8 @@ class ConsoleWriter:
     def _run(self) -> None:
         while True:
             with self._ready:
-                while not self._buffer and not self._closing:
+                while not self._buffer and not self._closing.is_set():
+                    self._idle = True
                     self._ready.wait()
                 data, self._buffer = bytes(self._buffer), bytearray()
                 self._ready.notify_all()
@@ -133,11 +137,7 @@ class ConsoleWriter:
                 return
             for fd in list(self._outputs):
                 self._write_all(fd, data)
-            self._gather()
-
-    def _gather(self) -> None:
-        with self._ready:
-            self._ready.wait_for(lambda: self._closing, _GATHER)
+            self._closing.wait(_GATHER)
 
     def _write_all(self, fd: int, data: bytes) -> None:
         view = memoryview(data)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     Values = dict[str, object]
 
-_FLAVOURS = ("aia", "plic")
+_FLAVOURS = ("aia", "plic", "counting")
 _FLAVOUR = Option("--flavour", key="flavour", choices=_FLAVOURS, metavar="KIND", help="which lab host [aia]")
 _JSON = Option("--json", key="json", help="as JSON")
 

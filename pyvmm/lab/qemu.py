@@ -33,8 +33,8 @@ _COMMON_CPU = (
     "smstateen=true,sscofpmf=true"
 )
 _TWO_CPUS = ("-accel", "tcg,thread=multi", "-smp", "2")
-# One instruction is 2 ns. Sleep takes the time it takes: were it skipped (sleep=off), the idleness after which
-# a host powers off would be over before anybody could connect.
+# One instruction is 2 ns. Sleep takes the time it takes: were it skipped (sleep=off), the idle time after
+# which a host powers off would be over before anybody could connect.
 _COUNTING = ("-accel", "tcg,thread=single", "-smp", "1", "-icount", "shift=1,sleep=on")
 
 

@@ -13,7 +13,7 @@ from functools import partial
 from pyvmm import devicetree, exittrace, harts, hostfile, irqchip, layout, outcome, peripherals
 from pyvmm.devices.rtc import GoldfishRtc
 from pyvmm.devices.uart8250 import Uart8250
-from pyvmm.errors import GuestAccessError
+from pyvmm.errors import GuestAccessError, PyvmmError
 from pyvmm.eventloop import LoopClock
 from pyvmm.fdt import flatten
 from pyvmm.kvm import dump, regs, uapi
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pyvmm.config import MachineConfig
-    from pyvmm.console import ConsoleInput
+    from pyvmm.console.input import ConsoleInput
     from pyvmm.devices.base import IrqLine, Sink
     from pyvmm.eventloop import EventLoop
     from pyvmm.kvm.ioctl import Kernel
@@ -73,11 +73,13 @@ class Board:
         self.memory = GuestMemory()
         self._sbi = Sbi(self.memory, console.write, self._sbi_input.take, self._suspension.wait)
         self._uart: Uart8250 | None = None
-        self._break_wanted = False  # a BREAK that the UART could not take yet
         try:
             self._build()
         except BaseException:
-            self.close()
+            try:
+                self.close()
+            except PyvmmError:
+                pass  # what went wrong first is what the caller should hear
             raise
 
     # Building
@@ -213,18 +215,24 @@ class Board:
         self._close_down_to(0)
 
     def _close_down_to(self, mark: int) -> None:
+        """Run every closer above ``mark``, whatever they raise; then raise the first of it."""
+        errors = []
         while len(self._closers) > mark:
-            self._closers.pop()()
+            try:
+                self._closers.pop()()
+            except PyvmmError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
     def trace_exits(self, trace: Trace) -> None:
         """Show exits from now on."""
         for thread in self._threads:
             exittrace.install(thread, self.bus, self._sbi, trace)
 
-    def send_break(self) -> None:
-        """A BREAK on the serial console, if there is one."""
-        if self._uart is not None:
-            self._break_wanted = not self._uart.send_break()
+    def send_break(self) -> bool:
+        """A BREAK on the serial console; False when it cannot take it now."""
+        return self._uart is None or self._uart.send_break()
 
     def check_alive(self) -> None:
         """End the run if a hart can never go on: it runs, untranslated, where there is no memory.
@@ -255,13 +263,8 @@ class Board:
 
     def _input_room(self) -> None:
         """On a vCPU's thread with a device's lock held: only schedules."""
-        self._loop.call_soon(self._send_waiting)
-
-    def _send_waiting(self) -> None:
-        if self._break_wanted:
-            self.send_break()
-        if self._input is not None and not self._break_wanted:
-            self._input.offer()
+        if self._input is not None:
+            self._loop.call_soon(self._input.offer)
 
 
 def _reset(device: Uart8250 | GoldfishRtc) -> None:

@@ -14,6 +14,9 @@ KiB, MiB, GiB = 1 << 10, 1 << 20, 1 << 30
 _SIZE_UNITS = {"": MiB, "B": 1, "K": KiB, "M": MiB, "G": GiB, "T": 1 << 40}
 _DURATION_UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
+# The widest G-stage, Sv57x4, translates 59 bits.
+_LARGEST_MEMORY = 1 << 58
+
 IRQCHIPS = ("auto", "aia", "aplic", "plic")
 AIA_MODES = ("auto", "emul", "hwaccel")
 CONSOLES = ("serial", "sbi", "none")
@@ -32,7 +35,7 @@ def parse_size(text: str | int, what: str) -> int:
     body = text.strip()
     digits = body.rstrip("BKMGTibkmgt")
     unit = body[len(digits) :].upper().removesuffix("IB" if body[-2:-1] in ("i", "I") else "")
-    if not digits.isascii() or not digits.isdigit() or unit not in _SIZE_UNITS:
+    if not digits.isascii() or not digits.isdigit() or len(digits) > 15 or unit not in _SIZE_UNITS:
         raise ConfigError(f"{what} takes a size such as 512M or 2G (a bare number is MiB), not {text!r}.")
     return int(digits) * _SIZE_UNITS[unit]
 
@@ -139,6 +142,22 @@ class MachineConfig:
         self.trace = _trace_kinds(trace)
         self.trace_out = trace_out
         self.dev = dev
+        self._check_combinations()
+
+    def _check_combinations(self) -> None:
+        for option, path in (
+            ("--kernel", self.kernel),
+            ("--initrd", self.initrd),
+            ("--firmware", self.firmware),
+        ):
+            if path == "":
+                raise ConfigError(f"{option} needs the name of a file.")
+        if self.trace_out is not None and not self.trace:
+            raise ConfigError("--trace-out needs --trace, which says what to write there.")
+        if self.aia_mode != "auto" and self.irqchip not in ("auto", "aia"):
+            raise ConfigError(
+                f"--aia-mode has no meaning with --irqchip {self.irqchip}; leave one of them out."
+            )
 
     def summary(self) -> str:
         """The machine in a few words."""
@@ -157,6 +176,8 @@ def _memory_size(text: str | int) -> int:
     size = parse_size(text, "--mem")
     if size <= 0 or size % (4 * KiB):
         raise ConfigError(f"--mem takes a multiple of 4K above 0, such as 512M, not {text!r}.")
+    if size > _LARGEST_MEMORY:
+        raise ConfigError(f"--mem takes at most {format_size(_LARGEST_MEMORY)}, not {text!r}.")
     return size
 
 

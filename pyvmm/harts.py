@@ -31,7 +31,12 @@ _SCOUNTEREN = 0x7
 
 
 def select(config: MachineConfig) -> isa.Selection:
-    """The ISA extensions that ``config`` asks for. Raises ConfigError for names that KVM does not know."""
+    """The ISA extensions that ``config`` asks for.
+
+    Raises ConfigError for names, of SBI extensions too, that KVM does not know.
+    """
+    for name in config.disable_sbi:
+        _known_sbi(name)
     return isa.select(config.isa, config.cpu_type, config.disable_isa, regs.ISA_EXTENSIONS)
 
 
@@ -58,9 +63,9 @@ def _configure(vcpus: list[Vcpu], config: MachineConfig, note: Callable[[str], N
     for name, value in plan.writes:
         _switch_isa(vcpus, name, value, note)
     for name in _SBI_ON:
-        _switch_sbi(vcpus, name, True)
+        _switch_sbi(vcpus, name, name != "dbcn" or config.console != "none")
     for name in config.disable_sbi:
-        _disable_sbi(vcpus, name.lower())
+        _switch_sbi(vcpus, _known_sbi(name), False)
     for vcpu in vcpus:
         vcpu.set_reg(regs.csr("scounteren"), _SCOUNTEREN)
     return plan.names
@@ -74,26 +79,24 @@ def _switch_isa(vcpus: list[Vcpu], name: str, value: bool, note: Callable[[str],
         note(isa.Plan.refused(name, value))
 
 
-def _switch_sbi(vcpus: list[Vcpu], name: str, value: bool) -> bool:
-    """Whether this kernel has the extension to switch."""
+def _switch_sbi(vcpus: list[Vcpu], name: str, value: bool) -> None:
+    """Nothing happens where this kernel does not have the extension."""
     try:
         for vcpu in vcpus:
             vcpu.set_reg(regs.sbi_extension(name), value)
     except KvmError as error:
         if error.errno != ENOENT:
             raise
-        return False
-    return True
 
 
-def _disable_sbi(vcpus: list[Vcpu], name: str) -> None:
-    known = _SBI_ALIASES.get(name, name)
+def _known_sbi(name: str) -> str:
+    known = _SBI_ALIASES.get(name.lower(), name.lower())
     if known not in regs.SBI_EXTENSIONS:
         from pyvmm.nearest import nearest
 
         hint = nearest(name, (*regs.SBI_EXTENSIONS, *_SBI_ALIASES))
         raise ConfigError(f"KVM knows no SBI extension {name!r}.{hint}")
-    _switch_sbi(vcpus, known, False)
+    return known
 
 
 def _describe(vcpu: Vcpu, extensions: list[str]) -> devicetree.Cpu:

@@ -5,8 +5,8 @@ Threads: the caller's runs ``prepare``, ``start``, ``wait`` and ``close``; each 
 event loop; ``console`` writes output; a ``reboot`` thread exists while a guest's reboot replaces the board.
 ``end`` may be called from any of them, also from a signal handler.
 
-Lock order, outermost first: machine state, device, interrupt controller. Nothing waits for another thread
-while it holds a device's lock.
+Lock order, outermost first: device, interrupt controller. The machine's own lock is a leaf. Nothing waits for
+another thread while it holds a lock.
 """
 
 from __future__ import annotations
@@ -14,10 +14,16 @@ from __future__ import annotations
 import os
 import select
 import threading
+from errno import EIO, EPIPE
+from functools import partial
+from queue import SimpleQueue
 
 from pyvmm import hostfile, outcome
 from pyvmm.board import Board
-from pyvmm.console import ConsoleInput, ConsoleWriter, PanicWatch
+from pyvmm.console.input import ConsoleInput
+from pyvmm.console.output import ConsoleWriter
+from pyvmm.console.panic import PanicWatch
+from pyvmm.errors import HostError
 from pyvmm.eventloop import EventLoop
 from pyvmm.outcome import Outcome
 from pyvmm.threads import start_thread
@@ -29,22 +35,32 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from pyvmm.config import MachineConfig
+    from pyvmm.console.input import Item
     from pyvmm.kvm.ioctl import Kernel
 
 # When to look whether the guest can ever go on: seconds since the last look; the last interval repeats.
 _HANG_CHECKS = (1.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)
 
 
+_NATURAL_ENDS = (outcome.POWEROFF, outcome.REBOOT, outcome.PANIC, outcome.HUNG)
+# Seconds in which a reader must take something, when the user or a limit ended the run.
+_PATIENCE = 2.0
+
+
 def _ignore(_text: str) -> None:
     """Nobody listens."""
+
+
+def _pass_on(data: bytes) -> list[Item]:
+    return [data]
 
 
 class Machine:
     """One guest, from its first instruction to its end, reboots included.
 
     ``input_fd`` and ``output_fd`` carry the console; the machine does not close them. ``note`` receives
-    remarks on what was chosen and why, ``show`` the lines of the trace; ``kernel`` is the seam at which tests
-    put a fake KVM. Use it as a context manager, or call ``close``.
+    remarks on what was chosen and why, ``warn`` what the user must know, ``show`` the lines of the trace;
+    ``kernel`` is the seam at which tests put a fake KVM. Use it as a context manager, or call ``close``.
     """
 
     def __init__(
@@ -54,31 +70,36 @@ class Machine:
         input_fd: int | None = None,
         output_fd: int | None = None,
         note: Callable[[str], None] = _ignore,
+        warn: Callable[[str], None] = _ignore,
         show: Callable[[str], None] = _ignore,
         kernel: Kernel | None = None,
     ) -> None:
         self.config = config
         #: Sees console input first and returns what is meant for the guest.
-        self.on_input: Callable[[bytes], bytes] = lambda data: data
+        self.on_input: Callable[[bytes], list[Item]] = _pass_on
         self.trace = Trace(config.trace, show) if config.trace else None
         self._show = show
         self._note = note
+        self._warn = warn
         self._kernel = kernel
-        self._state = threading.RLock()
-        self._ended = threading.Event()
+        # Reentrant and atomic, unlike an Event: a signal handler may call ``end`` while this thread is in
+        # ``wait`` or ``end`` itself.
+        self._ends: SimpleQueue[Outcome] = SimpleQueue()
         self._outcome: Outcome | None = None
-        self._outcome_lock = threading.RLock()  # reentrant: a signal handler may interrupt ``end``
         self._panic = PanicWatch()
         self._log_fd: int | None = None
         self._output_fd = output_fd
         self._loop = EventLoop(self._fail)
-        self._writer = ConsoleWriter(self._on_line)
+        self._writer = ConsoleWriter(self._on_line, self._fail)
         if output_fd is not None:
-            self._writer.add_output(output_fd, self._on_output_closed)
+            self._writer.add_output(output_fd, self._on_output_failed)
         self._input: ConsoleInput | None = None
         if input_fd is not None:
             self._input = ConsoleInput(self._loop, input_fd, self._filter_input)
+        #: Guards the board's change at a reboot and at the end; never held while waiting for a thread.
+        self._state = threading.Lock()
         self._board: Board | None = None
+        self._rebooting: threading.Thread | None = None
         self._closed = False
 
     def __enter__(self) -> Machine:
@@ -94,17 +115,19 @@ class Machine:
 
         Raises ConfigError, HostError, KvmError or KvmUnavailable.
         """
-        with self._state:
-            if self._board is None:
-                board = Board(self.config, self._loop, self._writer, self._note, self.trace, self._kernel)
-                board.connect(self._input, self._guest_ended, self._fail)
-                self._board = board
-                self._open_log()
-            return self._board
+        if self._board is None:
+            self._board = self._make_board()
+            self._open_log()
+        return self._board
+
+    def _make_board(self) -> Board:
+        board = Board(self.config, self._loop, self._writer, self._note, self.trace, self._kernel)
+        board.connect(self._input, partial(self._guest_ended, board), self._fail)
+        return board
 
     def _open_log(self) -> None:
         """Last, so that a machine that cannot be built does not empty the log of one that could."""
-        if self.config.log is not None and self._log_fd is None:
+        if self.config.log is not None:
             self._log_fd = hostfile.create("The log", self.config.log)
             self._writer.add_output(self._log_fd, self._on_log_failed)
 
@@ -123,70 +146,91 @@ class Machine:
 
     def wait(self) -> Outcome:
         """Wait for the end and return it. Signal handlers run meanwhile when this is the main thread."""
-        self._ended.wait()
-        assert self._outcome is not None
+        if self._outcome is None:
+            end = self._ends.get()
+            if self._outcome is None:
+                self._outcome = end
+            self._ends.put(end)  # for whoever else waits
         return self._outcome
 
     def end(self, end: Outcome) -> None:
-        """End the run for this reason, unless it has ended already. Callable from any thread."""
-        with self._outcome_lock:
-            if self._outcome is None:
-                self._outcome = end
-                self._ended.set()
+        """End the run for this reason; the first one counts. From any thread and from signal handlers."""
+        self._ends.put(end)
 
     def close(self) -> None:
         """Stop every thread and release everything. Idempotent."""
-        if self._closed:
-            return
-        self._closed = True
         self.end(Outcome(outcome.QUIT, "the machine was closed"))
-        self._writer.release()
         with self._state:
+            if self._closed:
+                return
+            self._closed = True
             board, self._board = self._board, None
+        self._writer.release()
+        if self._rebooting is not None:
+            self._rebooting.join()
+        try:
             if board is not None:
                 board.close()
-        self._loop.stop()
-        self._writer.close(flush=self.wait().reason not in (outcome.SIGNAL, outcome.OUTPUT_CLOSED))
-        if self._log_fd is not None:
+        finally:
+            self._loop.stop()
+            self._close_output()
+
+    def _close_output(self) -> None:
+        """Write out what the guest printed; when it was ended by force, the reader has some seconds."""
+        reason = self.wait().reason
+        if reason in _NATURAL_ENDS:
+            done = self._writer.close()
+        else:
+            done = self._writer.close(patience=0 if reason == outcome.OUTPUT_CLOSED else _PATIENCE)
+        if self._log_fd is not None and done:
             os.close(self._log_fd)
 
     def send_break(self) -> None:
-        """A BREAK on the serial console: the next key is a SysRq command."""
-        with self._state:
-            if self._board is not None:
-                self._board.send_break()
+        """A BREAK on the serial console, after the input so far: the next key is a SysRq command."""
+        if self._input is not None:
+            self._input.insert(self.break_item)
+
+    def break_item(self) -> bool:
+        """A BREAK as an item of console input."""
+        board = self._board
+        return board is None or board.send_break()
 
     def toggle_trace(self) -> None:
         """Switch the trace off or on; the first time, start one of MMIO and SBI."""
-        with self._state:
-            if self.trace is not None:
-                self.trace.enabled = not self.trace.enabled
-            elif self._board is not None:
-                self.trace = Trace(("mmio", "sbi"), self._show)
-                self._board.trace_exits(self.trace)
+        board = self._board
+        if self.trace is not None:
+            self.trace.enabled = not self.trace.enabled
+        elif board is not None:
+            self.trace = Trace(("mmio", "sbi"), self._show)
+            board.trace_exits(self.trace)
 
-    def _filter_input(self, data: bytes) -> bytes:
+    def _filter_input(self, data: bytes) -> list[Item]:
         return self.on_input(data)
 
-    def _guest_ended(self, end: Outcome) -> None:
+    def _guest_ended(self, board: Board, end: Outcome) -> None:
         """On the vCPU's thread, which must be free to finish."""
         if end.reason == outcome.REBOOT and self._panic.seen and self.config.on_panic == "exit":
             end = Outcome(outcome.PANIC, f"the guest panicked and rebooted: {self._panic.message}")
-        if end.reason == outcome.REBOOT and self.config.on_reboot == "reboot":
-            start_thread(self._reboot, "reboot")
-        else:
+        if end.reason != outcome.REBOOT or self.config.on_reboot != "reboot":
             self.end(end)
-
-    def _reboot(self) -> None:
-        try:
-            with self._state:
-                if self._board is None or self._ended.is_set():
-                    return
-                self._note("the guest reboots")
-                self._board.close()
+            return
+        with self._state:
+            if self._board is board:  # and not already on its way out: two harts may ask at once
                 self._board = None
-                self._panic = PanicWatch()
-                self.prepare().start()
+                self._rebooting = start_thread(partial(self._reboot, board), "reboot")
+
+    def _reboot(self, old: Board) -> None:
+        try:
+            self._note("the guest reboots")
+            old.close()
+            self._panic = PanicWatch()
+            new = self._make_board()
+            with self._state:
+                if not self._closed:
+                    self._board = new
+                    new.start()
+                    return
+            new.close()
         except BaseException as error:
             self._fail(error)
 
@@ -200,23 +244,31 @@ class Machine:
             self.end(Outcome(outcome.PANIC, f"the guest panicked: {self._panic.message}"))
 
     def _on_log_failed(self, error: OSError) -> None:
-        self._note(f"the log {self.config.log} ends here: {error.strerror}")
+        self._warn(f"the log {self.config.log} ends here: {error.strerror}")
 
-    def _on_output_closed(self, _error: OSError | None = None) -> None:
+    def _on_output_failed(self, error: OSError) -> None:
+        if error.errno in (EPIPE, EIO):
+            self._output_closed()
+        else:
+            self._fail(
+                HostError(f"The console's output cannot be written: {error.strerror}.", error.errno or 0)
+            )
+
+    def _output_closed(self) -> None:
         self.end(Outcome(outcome.OUTPUT_CLOSED, "whoever read the console's output has gone"))
 
     def _watch_output(self) -> None:
         """Notice at once when a pipe on the output loses its reader, not only at the next byte."""
-        if self._output_fd is None or self._output_fd == 0:
+        if self._output_fd is None:
             return
         try:
             self._loop.watch(self._output_fd, self._output_event, 0)
         except (PermissionError, FileExistsError):
-            pass  # a file has no reader; a terminal that is also the input is watched there
+            pass  # a file has no reader; a descriptor that is also the input is watched there
 
     def _output_event(self, events: int) -> None:
         if events & (select.EPOLLERR | select.EPOLLHUP):
-            self._on_output_closed()
+            self._output_closed()
 
     def _check_later(self, number: int) -> None:
         interval = _HANG_CHECKS[min(number, len(_HANG_CHECKS) - 1)]

@@ -166,6 +166,9 @@ class GuestMemory:
                 count = os.preadv(fd, views, offset + done)
             except OSError as error:
                 raise HostError(f"reading a file into guest memory failed: {error.strerror}") from error
+            finally:  # a traceback would keep them, and the bank with them
+                for view in views:
+                    view.release()
             if not count:
                 break
             done += count

@@ -16,7 +16,7 @@ from collections import deque
 
 from pyvmm import outcome
 from pyvmm.errors import KvmError
-from pyvmm.kvm import dump, regs, uapi
+from pyvmm.kvm import dump, uapi
 from pyvmm.outcome import Outcome
 from pyvmm.threads import start_thread
 
@@ -98,16 +98,32 @@ class VcpuThread:
 
     def _kick(self) -> None:
         thread = self._thread
-        if thread is not None and thread.is_alive() and thread.ident is not None:
+        if thread is None or thread.ident is None or not thread.is_alive():
+            return
+        try:
             signal.pthread_kill(thread.ident, KICK)
+        except ProcessLookupError:
+            pass  # it ended just now
 
     def _main(self) -> None:
         try:
             self.vcpu.set_signal_mask(signal.valid_signals() - {KICK})
             self._loop()
-        except KvmError as error:
-            self._on_end(self._gave_up(error))
         except BaseException as error:
+            self._failed(error)
+
+    def _failed(self, error: BaseException) -> None:
+        """The loop ended with an exception: the guest's fault, if KVM gave up on its instruction, or ours."""
+        if isinstance(error, KvmError) and error.ioctl == "KVM_RUN" and error.errno in _RUN_ERRORS:
+            why = _RUN_ERRORS[error.errno]
+            self._on_end(
+                Outcome(
+                    outcome.HUNG,
+                    f"the guest cannot go on at {dump.position(self.vcpu)}: {why}",
+                    detail=dump.registers(self.vcpu),
+                )
+            )
+        else:
             self._on_error(error)
 
     def _loop(self) -> None:
@@ -169,12 +185,3 @@ class VcpuThread:
 
     def _hung(self, why: str) -> None:
         self._end(Outcome(outcome.HUNG, f"the guest cannot go on: {why}", detail=dump.registers(self.vcpu)))
-
-    def _gave_up(self, error: KvmError) -> Outcome:
-        why = _RUN_ERRORS.get(error.errno, str(error))
-        pc = self.vcpu.get_reg(regs.core("pc"))
-        return Outcome(
-            outcome.HUNG,
-            f"the guest cannot go on at pc 0x{pc:x} on CPU {self.vcpu.id}: {why}",
-            detail=dump.registers(self.vcpu),
-        )

@@ -2,8 +2,9 @@
 """The SBI calls that KVM leaves to user space (RISC-V SBI specification 3.0).
 
 KVM handles BASE, TIME, IPI, RFENCE, HSM, PMU, STA and FWFT itself and turns SRST into a system event.
-Forwarded are the debug console (chapter 12), system suspend (chapter 13), and the experimental and
-vendor spaces, of which pyvmm implements nothing: NOT_SUPPORTED, and the guest goes on.
+Forwarded are the debug console (chapter 12), system suspend (chapter 13), the legacy console (chapter 5, by
+kernels built with it), and the experimental and vendor spaces, of which pyvmm implements nothing:
+NOT_SUPPORTED, and the guest goes on.
 """
 
 from __future__ import annotations
@@ -30,10 +31,11 @@ if TYPE_CHECKING:
 
 
 SUCCESS = 0
-ERR_FAILED = -1
 ERR_NOT_SUPPORTED = -2
 ERR_INVALID_PARAM = -3
 
+EXT_LEGACY_PUTCHAR = 0x1
+EXT_LEGACY_GETCHAR = 0x2
 EXT_BASE = 0x10
 EXT_DBCN = 0x4442434E
 EXT_SUSP = 0x53555350
@@ -63,6 +65,12 @@ class Sbi:
             # KVM has checked the arguments and queued the reset to the resume address already.
             self._suspend()
             return SUCCESS, 0
+        if extension == EXT_LEGACY_PUTCHAR:
+            self._emit(bytes((args[0] & 0xFF,)))
+            return SUCCESS, args[1]  # legacy calls keep a1
+        if extension == EXT_LEGACY_GETCHAR:
+            data = self._input(1)
+            return (data[0] if data else -1), args[1]
         if extension == EXT_BASE and function == _BASE_PROBE:
             return SUCCESS, 0  # KVM forwards probes of experimental and vendor extensions only
         return ERR_NOT_SUPPORTED, 0

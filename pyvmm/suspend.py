@@ -21,13 +21,25 @@ class Suspension:
         self._changed = threading.Condition()
         self._suspended = False
         self._released = False
+        self._asserted: set[int] = set()  # wires that are high
 
     def wait(self) -> None:
-        """Sleep until woken. On the vCPU's thread, with no lock held."""
+        """Sleep until woken; not at all while a wire is high. On the vCPU's thread, with no lock held."""
         with self._changed:
-            self._suspended = not self._released
+            self._suspended = not (self._released or self._asserted)
             while self._suspended:
                 self._changed.wait()
+
+    def wire(self, number: int, level: bool) -> None:
+        """A wire was driven. Nearly free when that changes nothing."""
+        if level != (number in self._asserted):
+            with self._changed:
+                if level:
+                    self._asserted.add(number)
+                else:
+                    self._asserted.discard(number)
+            if level:
+                self.wake()
 
     def wake(self) -> None:
         """Something happened. Nearly free while nothing sleeps."""
@@ -57,8 +69,7 @@ class WakingLine:
     def set(self, level: bool) -> None:
         """Drive the level."""
         self._line.set(level)
-        if level:
-            self._suspension.wake()
+        self._suspension.wire(self.number, level)
 
     def pulse(self) -> None:
         """One rising edge."""

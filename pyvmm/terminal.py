@@ -33,41 +33,48 @@ Ctrl-A ?  this help
 
 
 class RawTerminal:
-    """Raw mode on a terminal descriptor while the context lasts."""
+    """Raw mode on a terminal descriptor while the context lasts.
+
+    The guardian process starts with the object: make it before the process has threads or guest memory, which
+    a fork would share copy-on-write. ``close`` ends the guardian.
+    """
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._saved = termios.tcgetattr(fd)
-        self._guard_fd = -1
-        self._guardian = 0
+        reader, self._guard_fd = os.pipe()
+        self._guardian = os.fork()
+        if self._guardian == 0:
+            self._guard(reader)
+        os.close(reader)
 
     def __enter__(self) -> RawTerminal:
-        self._guard()
         tty.setraw(self._fd, termios.TCSANOW)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # TCSADRAIN: what the guest printed last must still come out under raw rules.
-        termios.tcsetattr(self._fd, termios.TCSADRAIN, self._saved)
+        try:
+            # TCSADRAIN: what the guest printed last must still come out under raw rules.
+            termios.tcsetattr(self._fd, termios.TCSADRAIN, self._saved)
+        except (termios.error, OSError):
+            pass  # the terminal itself is gone
+
+    def close(self) -> None:
+        """End the guardian, which puts the terminal back once more."""
         os.close(self._guard_fd)
         os.waitpid(self._guardian, 0)
 
-    def _guard(self) -> None:
-        reader, self._guard_fd = os.pipe()
-        self._guardian = os.fork()
-        if self._guardian == 0:
-            self._guardian_main(reader)
-        os.close(reader)
-
-    def _guardian_main(self, reader: int) -> None:
+    def _guard(self, reader: int) -> None:
         """Child process: wait for the parent's end, then restore. Never returns."""
         try:
-            os.close(self._guard_fd)
             os.setsid()  # out of reach of the terminal's signals, and free to change it from the background
-            os.read(reader, 1)
-            termios.tcsetattr(self._fd, termios.TCSANOW, self._saved)
+            terminal = os.dup2(self._fd, 0)
+            os.dup2(reader, 1)
+            os.closerange(2, 1 << 16)  # whoever waits for the end of our pipes must not wait for the guardian
+            os.read(1, 1)
+            termios.tcsetattr(terminal, termios.TCSANOW, self._saved)
         finally:
             os._exit(0)
 
@@ -80,23 +87,22 @@ class EscapeKeys:
     def __init__(self) -> None:
         self._armed = False
 
-    def feed(self, data: bytes) -> tuple[bytes, list[str]]:
-        """Bytes for the guest, and the commands typed, in order."""
-        if not self._armed and PREFIX not in data:
-            return data, []
-        out = bytearray()
-        commands = []
+    def feed(self, data: bytes) -> list[bytes | str]:
+        """Bytes for the guest and commands, in the order in which they were typed."""
+        typed: list[bytes | str] = []
+        plain = bytearray()
         for byte in data:
             if not self._armed:
                 self._armed = byte == PREFIX
                 if not self._armed:
-                    out.append(byte)
+                    plain.append(byte)
                 continue
             self._armed = False
             if byte in (PREFIX, ord("a")):
-                out.append(PREFIX)
+                plain.append(PREFIX)
             elif byte in _COMMANDS:
-                commands.append(_COMMANDS[byte])
+                typed += [bytes(plain), _COMMANDS[byte]]
+                plain.clear()
             else:
-                out += bytes((PREFIX, byte))
-        return bytes(out), commands
+                plain += bytes((PREFIX, byte))
+        return [item for item in (*typed, bytes(plain)) if item]

@@ -7,6 +7,7 @@ interrupt lines, only then.
 
 from __future__ import annotations
 
+import threading
 import time
 
 TYPE_CHECKING = False
@@ -27,13 +28,15 @@ class Trace:
         self.enabled = True
         self._emit = emit
         self._start = time.monotonic()
+        self._lock = threading.Lock()
         self._counts: dict[tuple[str, str], int] = {}
 
     def line(self, source: str, name: str, text: str) -> None:
         """One event of ``source`` (``cpu0``, ``irq``) about ``name`` (``uart.THR``)."""
         device = name.partition(".")[0]
         key = (device, text.partition(" ")[0])
-        self._counts[key] = self._counts.get(key, 0) + 1
+        with self._lock:
+            self._counts[key] = self._counts.get(key, 0) + 1
         if self.enabled:
             self._emit(f"[{time.monotonic() - self._start:12.6f}] {source:<6} {name} {text}")
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from pyvmm import outcome
@@ -22,6 +23,7 @@ COMMANDS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run ``pyvmm``; returns the exit code (docs/reference/exit-codes.md)."""
+    _open_standard_streams()
     words = sys.argv[1:] if argv is None else argv
     name = words[0] if words else "--help"
     if name in ("-h", "--help", "help"):
@@ -41,9 +43,11 @@ def _run(name: str, words: list[str]) -> int:
     module = import_module(f"pyvmm.cli.{name}")
     try:
         code: int = module.main(words)
+        sys.stdout.flush()
         return code
     except HelpRequested:
         sys.stdout.write(module.COMMAND.help())
+        sys.stdout.flush()
         return 0
     except KvmUnavailable as error:
         say(str(error))
@@ -52,9 +56,29 @@ def _run(name: str, words: list[str]) -> int:
         say(str(error))
         return outcome.EXIT_USAGE
     except KeyboardInterrupt:
+        say("interrupted")
         return outcome.EXIT_SIGNAL + 2
-    except BrokenPipeError:
+    except OSError as error:
+        return _host_failed(error)
+
+
+def _host_failed(error: OSError) -> int:
+    """stdout cannot be written, or nobody foresaw what the host refused."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter tries once more at its end
+    if isinstance(error, BrokenPipeError):
         return outcome.EXIT_SIGNAL + 13
+    say(f"the host refused: {error.strerror}" + (f" ({error.filename})" if error.filename else ""))
+    return outcome.EXIT_USAGE
+
+
+def _open_standard_streams() -> None:
+    """Started with a standard descriptor closed, the next file opened would be taken for it."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) < 3:
+        pass
+    os.close(fd)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
 
 
 def _help() -> str:

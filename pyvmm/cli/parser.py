@@ -103,8 +103,8 @@ class Command:
         values: dict[str, object] = {}
         words = iter(argv)
         for word in words:
-            if word == "--" and self.rest is not None:
-                values[self.rest] = list(words)
+            if word == "--":
+                self._rest(values, words)
             elif word in ("-h", "--help"):
                 raise HelpRequested
             elif not word.startswith("-") or word == "-":
@@ -112,6 +112,14 @@ class Command:
             else:
                 self._option(values, by_name, word, words)
         return values
+
+    def _rest(self, values: dict[str, object], words: Iterable[str]) -> None:
+        """What follows ``--``: a command of its own, or arguments that may begin with a dash."""
+        if self.rest is not None:
+            values[self.rest] = list(words)
+        else:
+            for word in words:
+                self._positional(values, word)
 
     def _positional(self, values: dict[str, object], word: str) -> None:
         if self.positional is None:
@@ -133,7 +141,9 @@ class Command:
             spelling, text = word[:2], word[2:]  # -m512
             option = by_name[spelling]
         if option is None:
-            self._unlisted(values, by_name, spelling)
+            self._unlisted(values, by_name, word)
+        elif self.positional is not None and option.key == self.positional[0] and option.key in values:
+            raise UsageError(f"{self.positional[1]} was given twice: {values[option.key]!r} and {spelling}.")
         elif option.metavar is None:
             if text is not None:
                 raise UsageError(f"{spelling} takes no value, but got {text!r}.")
@@ -145,11 +155,12 @@ class Command:
                 raise UsageError(f"{spelling} needs a value: {spelling} {option.metavar}.")
             option.store(values, spelling, text)
 
-    def _unlisted(self, values: dict[str, object], by_name: dict[str, Option], spelling: str) -> None:
+    def _unlisted(self, values: dict[str, object], by_name: dict[str, Option], word: str) -> None:
+        spelling, equals, _ = word.partition("=")
         if spelling in self.refused:
             raise UsageError(self.refused[spelling])
         for prefix, key in self.prefixes.items():
-            if spelling.startswith(prefix) and len(spelling) > len(prefix):
+            if spelling.startswith(prefix) and len(spelling) > len(prefix) and not equals:
                 held = values.setdefault(key, [])
                 assert isinstance(held, list)
                 held.append(spelling[len(prefix) :])

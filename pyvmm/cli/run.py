@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import signal
 
-from pyvmm import hostfile, outcome, terminal
+from pyvmm import outcome, terminal
 from pyvmm.cli.options import MACHINE_OPTIONS, PREFIXES, REFUSED, RUN_OPTIONS
 from pyvmm.cli.parser import Command, Option
 from pyvmm.cli.say import say, show
@@ -15,8 +15,11 @@ from pyvmm.outcome import Outcome
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from pyvmm.cli.traceout import TraceOutput
+    from pyvmm.console.input import Item
     from pyvmm.machine import Machine
 
+_ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 _HOSTS = ("auto", "local", "lab", "lab:aia", "lab:plic")
 
 COMMAND = Command(
@@ -48,7 +51,7 @@ def main(words: list[str]) -> int:
     where = values.pop("host", "auto")
     verbose = bool(values.pop("verbose", False))
     quiet = bool(values.pop("quiet", False))
-    if not values.get("kernel") and not values.get("firmware"):
+    if values.get("kernel") is None and values.get("firmware") is None:
         words = [*words, *_debian_guest(values, quiet)]
     config = MachineConfig(**values)  # type: ignore[arg-type]  # checked field by field there
     if where == "local" or (where == "auto" and os.uname().machine == "riscv64"):
@@ -73,72 +76,69 @@ def _debian_guest(values: dict[str, object], quiet: bool) -> list[str]:
 
 
 def _run_here(config: MachineConfig, *, verbose: bool, quiet: bool) -> int:
+    if not os.isatty(0):
+        return _run_machine(config, None, verbose=verbose, quiet=quiet)
+    raw = terminal.RawTerminal(0)  # first: its guardian is a fork, cheap while there is nothing to copy
+    try:
+        return _run_machine(config, raw, verbose=verbose, quiet=quiet)
+    finally:
+        raw.close()
+
+
+def _run_machine(
+    config: MachineConfig, raw: terminal.RawTerminal | None, *, verbose: bool, quiet: bool
+) -> int:
+    from pyvmm.cli.traceout import TraceOutput
     from pyvmm.machine import Machine
 
-    interactive = os.isatty(0)
-    trace_file = _TraceFile(config.trace_out)
+    trace = TraceOutput(config.trace_out)
     note = say if verbose else _nowhere
-    show_trace = trace_file.show if config.trace_out else show
-    with Machine(config, input_fd=0, output_fd=1, note=note, show=show_trace) as machine:
-        if interactive:
-            machine.on_input = _Keys(machine).filter
+    machine = Machine(config, input_fd=0, output_fd=1, note=note, warn=say, show=trace.show)
+    with machine:
         board = machine.prepare()
-        trace_file.open()
+        trace.open()
         if not quiet:
-            hint = " (Ctrl-A ? for help)" if interactive else ""
+            hint = " (Ctrl-A ? for help)" if raw else ""
             say(f"{config.summary()}, irqchip {board.chip.name}{hint}")
-        if interactive:
-            with terminal.RawTerminal(0):
+        if raw is None:
+            end = _run(machine)
+        else:
+            machine.on_input = _Keys(machine).filter
+            with raw:
                 end = _run(machine)
                 machine.close()
-        else:
-            end = _run(machine)
-    trace_file.close()
-    return _report(end, machine, quiet=quiet)
+    trace.close()
+    return _report(end, machine, trace, quiet=quiet)
 
 
 def _nowhere(_text: str) -> None:
     """Nobody wants to know."""
 
 
-class _TraceFile:
-    """``--trace-out``: the trace, a line at a time, in a file."""
-
-    def __init__(self, path: str | None) -> None:
-        self._path = path
-        self._fd = -1
-
-    def open(self) -> None:
-        """Begin it, now that the machine can be built. Raises ConfigError."""
-        if self._path is not None:
-            self._fd = hostfile.create("The trace", self._path)
-
-    def show(self, line: str) -> None:
-        """One write a line, so that lines of several vCPUs do not mix."""
-        os.write(self._fd, f"{line}\n".encode())
-
-    def close(self) -> None:
-        """End it."""
-        if self._fd >= 0:
-            os.close(self._fd)
-
-
 def _run(machine: Machine) -> Outcome:
+    """Start the machine and wait for its end. A second signal, while it is being stopped, kills."""
+
     def on_signal(number: int, _frame: object) -> None:
         name = signal.Signals(number).name
         machine.end(Outcome(outcome.SIGNAL, f"ended by {name}", signal=number))
 
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+    # An ignored signal stays ignored: that is how nohup, and a shell's background jobs, ask for it.
+    numbers = [number for number in _ENDING_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    for number in numbers:
         signal.signal(number, on_signal)
-    machine.start()
-    return machine.wait()
+    try:
+        machine.start()
+        return machine.wait()
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
-def _report(end: Outcome, machine: Machine, *, quiet: bool) -> int:
+def _report(end: Outcome, machine: Machine, trace: TraceOutput, *, quiet: bool) -> int:
     if end.error is not None:
         raise end.error
     if machine.trace is not None:
-        show("\n".join(machine.trace.summary()))
+        show("\n".join((*machine.trace.summary(), *trace.losses())))
     if end.detail:
         show(end.detail)
     if not quiet or end.exit_code:
@@ -153,19 +153,22 @@ class _Keys:
         self._machine = machine
         self._keys = terminal.EscapeKeys()
 
-    def filter(self, data: bytes) -> bytes:
-        """What of ``data`` is meant for the guest; obeys the rest."""
-        typed, commands = self._keys.feed(data)
-        for command in commands:
-            self._obey(command)
-        return typed
+    def filter(self, data: bytes) -> list[Item]:
+        """What of ``data`` is meant for the guest, in order; obeys the rest."""
+        items: list[Item] = []
+        for typed in self._keys.feed(data):
+            if isinstance(typed, bytes):
+                items.append(typed)
+            elif typed == terminal.BREAK:
+                items.append(self._machine.break_item)
+            else:
+                self._obey(typed)
+        return items
 
     def _obey(self, command: str) -> None:
         if command == terminal.QUIT:
             self._machine.end(Outcome(outcome.QUIT, "ended by Ctrl-A x"))
         elif command == terminal.HELP:
             show(terminal.HELP_TEXT)
-        elif command == terminal.BREAK:
-            self._machine.send_break()
         elif command == terminal.TRACE:
             self._machine.toggle_trace()

@@ -8,13 +8,18 @@ import sys
 
 def say(text: str) -> None:
     """One line to the user. A raw terminal needs the carriage return; elsewhere it does no harm on a tty."""
-    end = "\r\n" if sys.stderr.isatty() else "\n"
-    sys.stderr.write(f"pyvmm: {text}{end}")
-    sys.stderr.flush()
+    _write([f"pyvmm: {text}"])
 
 
 def show(text: str) -> None:
     """Several lines without a prefix (registers, a summary, help)."""
-    end = "\r\n" if sys.stderr.isatty() else "\n"
-    sys.stderr.write("".join(line + end for line in text.splitlines()))
-    sys.stderr.flush()
+    _write(text.splitlines())
+
+
+def _write(lines: list[str]) -> None:
+    try:
+        end = "\r\n" if sys.stderr.isatty() else "\n"
+        sys.stderr.write("".join(line + end for line in lines))
+        sys.stderr.flush()
+    except OSError:
+        pass  # stderr is gone, and with it whoever would have read this

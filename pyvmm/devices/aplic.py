@@ -21,13 +21,11 @@ from pyvmm.mmio.regs import Bit, Field, Reg, RegArray, RegisterDevice
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pyvmm.devices.base import HartSignal
-    from pyvmm.fdt import Node
 
 MAX_SOURCES = 1023
 MAX_HARTS = 16384
 _WORD = 0xFFFF_FFFF
 
-_DELEGATE = 1 << 10
 _INACTIVE, _DETACHED, _EDGE1, _EDGE0, _LEVEL1, _LEVEL0 = 0, 1, 4, 5, 6, 7
 _MODES = (_INACTIVE, _DETACHED, _EDGE1, _EDGE0, _LEVEL1, _LEVEL0)
 _IPRIO = 0xFF
@@ -118,14 +116,6 @@ class Aplic(RegisterDevice):
         self._pending = 0
         self._enabled = 0
         self._restored()
-
-    def describe(self, node: Node) -> None:
-        """Devicetree properties (binding riscv,aplic), but for ``interrupts-extended``."""
-        node["compatible"] = "riscv,aplic"
-        node["interrupt-controller"] = None
-        node["#interrupt-cells"] = 2
-        node["#address-cells"] = 0
-        node["riscv,num-sources"] = self._sources
 
     def _restored(self) -> None:
         # Bitmaps that follow from the registers: sources by mode, and by the hart they are aimed at.

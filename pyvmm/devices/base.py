@@ -43,7 +43,10 @@ class Device(Protocol):
         """Name of the register and text of its fields, for the trace. Changes nothing."""
 
     def describe(self, node: Node) -> None:
-        """Add the device's own properties to its node; the machine has set ``reg`` and ``interrupts``."""
+        """Add the device's own properties to its node; the machine has set ``reg`` and ``interrupts``.
+
+        Interrupt controllers are described by ``pyvmm.devicetree``: theirs tie the whole tree together.
+        """
 
 
 class IrqLine(Protocol):

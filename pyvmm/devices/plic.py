@@ -25,7 +25,6 @@ from pyvmm.mmio.regs import Field, RegArray, RegisterDevice
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pyvmm.devices.base import HartSignal
-    from pyvmm.fdt import Node
 
 MAX_SOURCES = 1023
 MAX_CONTEXTS = 15872
@@ -90,14 +89,6 @@ class Plic(RegisterDevice):
         self._latched = 0
         self._enabled = [0] * len(self._asserted)
         self._restored()
-
-    def describe(self, node: Node) -> None:
-        """Devicetree properties (binding sifive,plic-1.0.0), but for ``interrupts-extended``."""
-        node["compatible"] = ["sifive,plic-1.0.0", "riscv,plic0"]
-        node["interrupt-controller"] = None
-        node["#interrupt-cells"] = 1
-        node["#address-cells"] = 0
-        node["riscv,ndev"] = self._sources
 
     def _restored(self) -> None:
         # _above[t]: sources whose priority is above t, so that arbitration is a handful of ANDs.

@@ -129,6 +129,8 @@ class Boot:
     def _unpack(self, file: File, head: bytes, kind: str) -> Program:
         from pyvmm.loader.streams import Stream
 
+        if file.size > self.ram_size:
+            raise file.error("is larger, compressed, than the guest's memory; give it more with --mem.")
         if kind == formats.ZBOOT:
             zboot = formats.ZbootHeader(head)
             if zboot.offset + zboot.size > file.size:

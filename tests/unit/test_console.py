@@ -4,7 +4,9 @@ import threading
 
 import pytest
 
-from pyvmm.console import ConsoleInput, ConsoleWriter, PanicWatch
+from pyvmm.console.input import ConsoleInput
+from pyvmm.console.output import ConsoleWriter
+from pyvmm.console.panic import PanicWatch
 from pyvmm.eventloop import EventLoop
 
 PATIENCE = 30  # seconds; only ever waited for when a test fails
@@ -16,6 +18,7 @@ class Ends:
     def __init__(self):
         self.lines = []
         self.closed = threading.Event()
+        self.errors = []
 
 
 @pytest.fixture
@@ -35,7 +38,7 @@ def pipe():
 
 
 def make_writer(ends, *fds):
-    writer = ConsoleWriter(ends.lines.append)
+    writer = ConsoleWriter(ends.lines.append, ends.errors.append)
     for fd in fds:
         writer.add_output(fd, lambda error: ends.closed.set())
     return writer
@@ -96,7 +99,7 @@ def test_writer_lets_waiting_ones_go_when_it_is_released(ends, pipe):
     writer.release()
     waiting.join(PATIENCE)
     assert not waiting.is_alive()
-    writer.close(flush=False)
+    writer.close(patience=0)
 
 
 def test_writer_takes_output_after_a_release(ends, pipe):
@@ -152,8 +155,9 @@ def loop():
 
 def test_input_arrives_as_the_device_makes_room_and_nothing_is_lost(loop, pipe):
     taker = Taker(3)
-    source = ConsoleInput(loop, pipe[0], lambda data: data)
-    loop.call_soon(lambda: (source.connect(taker.consume), source.start()))
+    source = ConsoleInput(loop, pipe[0], lambda data: [data])
+    source.connect(taker.consume)
+    source.start()
     os.write(pipe[1], b"0123456789")
     taker.wait_for(b"012")
     taker.room = 4
@@ -169,17 +173,18 @@ def test_input_from_a_file_arrives_whole(loop, tmp_path):
     (tmp_path / "file").write_bytes(bytes(range(256)) * 100)
     fd = os.open(tmp_path / "file", os.O_RDONLY)
     taker = Taker(1 << 20)
-    source = ConsoleInput(loop, fd, lambda data: data)
-    loop.call_soon(lambda: (source.connect(taker.consume), source.start()))
+    source = ConsoleInput(loop, fd, lambda data: [data])
+    source.connect(taker.consume)
+    source.start()
     taker.wait_for(bytes(range(256)) * 100)
     os.close(fd)
 
 
 def test_input_is_kept_while_nobody_takes_it(loop, pipe):
-    source = ConsoleInput(loop, pipe[0], lambda data: data)
+    source = ConsoleInput(loop, pipe[0], lambda data: [data])
     seen = threading.Event()
     os.write(pipe[1], b"early")
-    loop.call_soon(source.start)
+    source.start()
     loop.call_soon(lambda: loop.call_soon(seen.set))
     assert seen.wait(PATIENCE)
     taker = Taker(100)
@@ -193,11 +198,12 @@ def test_input_filter_sees_keys_while_the_guest_takes_nothing(loop, pipe):
     def filter(data):
         if b"\x01x" in data:
             quit_seen.set()
-        return data
+        return [data]
 
     source = ConsoleInput(loop, pipe[0], filter)
     taker = Taker(0)
-    loop.call_soon(lambda: (source.connect(taker.consume), source.start()))
+    source.connect(taker.consume)
+    source.start()
     os.write(pipe[1], b"stuck")
     os.write(pipe[1], b"\x01x")
     assert quit_seen.wait(PATIENCE)
@@ -217,3 +223,76 @@ def test_panic_watch_ignores_other_output():
     for line in (b"Kernel panic button pressed", b"", b"\xff\xfe", b"---[ end Kernel"):
         watch.feed(line)
     assert not watch.seen
+
+
+def test_panic_message_cannot_drive_the_users_terminal():
+    watch = PanicWatch()
+    watch.feed(b"Kernel panic - not syncing: \x1b[2J\rpyvmm: the guest powered off" + b"x" * 1000)
+    assert watch.message.startswith("Kernel panic - not syncing: ?[2J?pyvmm")
+    assert len(watch.message) <= 200
+
+
+def test_actions_keep_their_place_among_the_bytes_and_are_tried_until_done(loop, pipe):
+    taker, tries = Taker(2), []
+
+    def action():
+        tries.append(taker.data)
+        return len(tries) > 1
+
+    source = ConsoleInput(loop, pipe[0], lambda data: [b"ab", action, b"cd"])
+    source.connect(taker.consume)
+    source.start()
+    os.write(pipe[1], b"!")
+    taker.wait_for(b"ab")
+    taker.room = 10
+    loop.call_soon(source.offer)
+    taker.wait_for(b"abcd")
+    assert tries == [b"ab", b"ab"]
+
+
+def test_input_that_nobody_takes_costs_no_time_even_after_a_hang_up(loop, pipe):
+    wakes = []
+    source = ConsoleInput(loop, pipe[0], lambda data: (wakes.append(1), [data])[1])
+    source.start()
+    writer = threading.Thread(
+        target=lambda: (os.write(pipe[1], bytes(100_000)), os.close(pipe[1])), daemon=True
+    )
+    writer.start()
+    seen = threading.Event()
+
+    def look(passes=2000):
+        if passes:
+            loop.call_soon(lambda: look(passes - 1))
+        else:
+            seen.set()
+
+    look()
+    assert seen.wait(PATIENCE)
+    before = len(wakes)
+    assert before <= 17  # 64 KiB in pieces of 4 KiB
+    taker = Taker(1 << 20)
+    source.connect(taker.consume)
+    writer.join(PATIENCE)
+    taker.wait_for(bytes(100_000))
+
+
+def test_writer_reports_what_nobody_foresaw(ends, pipe):
+    writer = ConsoleWriter(ends.lines.append, ends.errors.append)
+    os.close(pipe[0])
+
+    def explode(error):
+        raise ZeroDivisionError
+
+    writer.add_output(pipe[1], explode)
+    writer.write(b"x")
+    assert writer.close()
+    assert [type(error) for error in ends.errors] == [ZeroDivisionError]
+
+
+def test_writer_gives_up_on_a_reader_that_takes_nothing(ends, pipe):
+    writer = make_writer(ends, pipe[1])
+    writer.write(bytes(1 << 20))
+    assert not writer.close(patience=0.05)
+    while os.read(pipe[0], 1 << 16):
+        if writer._thread.join(0.01) is None and not writer._thread.is_alive():
+            break

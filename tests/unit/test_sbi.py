@@ -136,7 +136,7 @@ def test_probe_of_a_vendor_extension_says_it_is_absent(sbi):
     assert sbi.call(EXT_BASE, 3, (0x0900_0000, 0, 0, 0, 0, 0)) == (SUCCESS, 0)
 
 
-@pytest.mark.parametrize("extension", [0x0800_0000, 0x0900_0001, 0x4D505859, 1, (1 << 64) - 1])
+@pytest.mark.parametrize("extension", [0x0800_0000, 0x0900_0001, 0x4D505859, 3, (1 << 64) - 1])
 def test_unknown_extension_is_not_supported(sbi, extension):
     assert sbi.call(extension, 0, (1, 2, 3, 4, 5, 6)) == (ERR_NOT_SUPPORTED, 0)
 
@@ -145,3 +145,11 @@ def test_call_names_are_the_specifications():
     assert call_name(EXT_DBCN, 0) == "DBCN.console_write"
     assert call_name(EXT_SUSP, 0) == "SUSP.system_suspend"
     assert call_name(0x0900_0000, 7) == "0x9000000.7"
+
+
+def test_legacy_console_prints_and_reads_one_byte_and_keeps_a1(sbi, console):
+    console.input = b"k"
+    assert sbi.call(1, 0, (0x141, 7, 0, 0, 0, 0)) == (SUCCESS, 7)
+    assert console.output == b"A"
+    assert sbi.call(2, 0, (0, 7, 0, 0, 0, 0)) == (ord("k"), 7)
+    assert sbi.call(2, 0, (0, 7, 0, 0, 0, 0)) == (-1, 7)

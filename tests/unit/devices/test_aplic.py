@@ -321,15 +321,3 @@ def test_restored_state_signals_the_harts_and_goes_on(guest):
     assert other.signal.asserted == {0, 1}
     other.aplic.line(3).set(True)
     assert (other.signal.asserted, other.claim(0)) == ({0}, 4 << 16 | 7)
-
-
-def test_devicetree_properties_follow_the_binding():
-    node = {}
-    Driver().aplic.describe(node)
-    assert node == {
-        "compatible": "riscv,aplic",
-        "interrupt-controller": None,
-        "#interrupt-cells": 2,
-        "#address-cells": 0,
-        "riscv,num-sources": 31,
-    }

@@ -171,6 +171,7 @@ def test_documentation_of_hostile_guests_is_there(kind):
     assert "lock" in kind.__doc__.lower()
 
 
+@pytest.mark.parametrize("kind", [GoldfishRtc, Uart8250])
 def test_describe_names_a_compatible(kind):
     node = {}
     make(kind).describe(node)

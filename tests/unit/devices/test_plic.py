@@ -289,15 +289,3 @@ def test_restored_state_signals_the_harts_and_goes_on(guest):
     assert (other.claim(), other.claim(), other.claim()) == (3, 5, 0)
     other.complete(2)
     assert other.claim() == 2
-
-
-def test_devicetree_properties_follow_the_binding():
-    node = {}
-    Driver(sources=31).plic.describe(node)
-    assert node == {
-        "compatible": ["sifive,plic-1.0.0", "riscv,plic0"],
-        "interrupt-controller": None,
-        "#interrupt-cells": 1,
-        "#address-cells": 0,
-        "riscv,ndev": 31,
-    }

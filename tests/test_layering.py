@@ -51,7 +51,8 @@ MAY_IMPORT = {
         "config", "devicetree", "fdt", "harts", "irqchip", "isa", "kvm", "layout", "loader", "peripherals",
     },
     "machine": {
-        "board", "config", "console", "eventloop", "hostfile", "kvm", "outcome", "threads", "trace",
+        "board", "config", "console", "errors", "eventloop", "hostfile", "kvm", "outcome", "threads",
+        "trace",
     },
     "lab": {"errors"},
 }  # fmt: skip

@@ -4,10 +4,10 @@
 import errno
 import gzip
 import os
-import struct
 from pathlib import Path
 
 import pytest
+from fakes.guests import LSR, prints
 from fakes.kernel import (
     FakeKernel,
     call,
@@ -30,57 +30,7 @@ from pyvmm.kvm import regs, uapi
 from pyvmm.machine import Machine
 from pyvmm.outcome import Outcome
 
-THR, LSR = layout.UART_BASE, layout.UART_BASE + 5
 RAM = layout.RAM_BASE
-
-
-@pytest.fixture
-def image(tmp_path):
-    """The smallest file that is a kernel."""
-    header = struct.pack("<IIQQQIIQQII", 0, 0, 0x20_0000, 0x1000, 0, 2, 0, 0, 0, 0x05435352, 0)
-    path = tmp_path / "Image"
-    path.write_bytes(header.ljust(0x1000, b"\0"))
-    return str(path)
-
-
-class Run:
-    """One run of a machine on a fake KVM."""
-
-    def __init__(self, kernel, config):
-        self.kernel = kernel
-        self.notes = []
-        self.trace = []
-        self.reader, self.writer = os.pipe()
-        self.machine = Machine(
-            config,
-            output_fd=self.writer,
-            note=self.notes.append,
-            show=self.trace.append,
-            kernel=kernel,
-        )
-
-    def __call__(self):
-        with self.machine:
-            self.machine.start()
-            end = self.machine.wait()
-        os.close(self.writer)
-        with open(self.reader, "rb") as output:
-            self.output = output.read()
-        assert self.kernel.open_fds == []
-        return end
-
-
-@pytest.fixture
-def run(image):
-    def make(script=(), *, kernel=None, kernel_file=image, **config):
-        config = MachineConfig(**{"kernel": kernel_file, "mem": "16M", **config})
-        return Run(kernel or FakeKernel(script), config)
-
-    return make
-
-
-def prints(text):
-    return [mmio_write(THR, 1, byte) for byte in text]
 
 
 def test_output_arrives_and_power_off_ends_the_run(run):
@@ -197,11 +147,10 @@ def test_suspended_guest_wakes_when_the_machine_ends(run):
 def test_reader_that_goes_away_ends_the_run(run):
     it = run([*prints(b"x"), wait_for_kick(), wait_for_kick()])
     with it.machine:
-        os.close(it.reader)
+        it.hang_up()
         it.machine.start()
         end = it.machine.wait()
     assert (end.reason, end.exit_code) == (outcome.OUTPUT_CLOSED, 141)
-    os.close(it.writer)
 
 
 def test_first_end_wins_and_close_stops_everything(run):

@@ -24,10 +24,16 @@ Argv = list[str]
 Figures = dict[str, list[float]]
 
 _TRACING = Path("/sys/kernel/tracing")
-_MEM = "256M"
-_PARAMS = "console=ttyS0 earlycon=sbi quiet"
+_MEM_MIB = 256
 _PROMPT = b"~ # "
-_POWER_OFF = "poweroff -f"
+# How much of its log the guest's kernel prints, and through what.
+_QUIET = "console=ttyS0 quiet"
+_LOGS = {
+    "quiet": _QUIET,
+    "log, early console": "console=ttyS0 earlycon=sbi",  # what pyvmm run says when the user says nothing
+    "log, serial": "console=ttyS0",
+}
+_POWER_OFF = " -- poweroff -f"  # busybox's init runs it first
 
 
 class Bench:
@@ -39,26 +45,35 @@ class Bench:
 
     def pyvmm(self, *arguments: str) -> Argv:
         """``pyvmm run`` with one CPU."""
-        return [sys.executable, "-m", "pyvmm", "run", "--host=local", "--quiet", f"--mem={_MEM}", *arguments]
+        return [
+            sys.executable,
+            "-m",
+            "pyvmm",
+            "run",
+            "--host=local",
+            "--quiet",
+            f"--mem={_MEM_MIB}M",
+            *arguments,
+        ]
 
-    def pyvmm_linux(self, last_words: str = "") -> Argv:
-        """``pyvmm run`` with Debian's kernel; busybox's init runs ``last_words`` first."""
+    def pyvmm_linux(self, params: str) -> Argv:
+        """``pyvmm run`` with Debian's kernel and busybox."""
         return self.pyvmm(
             f"--kernel={self.directory / 'Image'}",
             f"--initrd={self.directory / 'initrd'}",
-            f"--params={_params(last_words)}",
+            f"--params={params}",
         )
 
-    def qemu_linux(self, machine: str, last_words: str = "") -> Argv:
-        """The same guest under QEMU with KVM."""
+    def qemu_linux(self, params: str, *console: str) -> Argv:
+        """The same guest under QEMU with KVM; without devices that pyvmm does not have, either."""
         root = self.directory / "qemu"
         return [
             str(root / "ld-linux-riscv64-lp64d.so.1"), "--library-path", str(root),
-            str(root / "qemu-system-riscv64"), "-nodefaults", "-no-user-config", "-display", "none",
-            "-monitor", "none", "-serial", "stdio", "-no-reboot",
-            "-M", machine, "-accel", "kvm", "-cpu", "host", "-smp", "1", "-m", _MEM,
+            str(root / "qemu-system-riscv64"), "-L", str(root), "-no-reboot",
+            *(console or ("-nodefaults", "-display", "none", "-serial", "stdio")),
+            "-M", "virt", "-accel", "kvm", "-smp", "1", "-m", f"{_MEM_MIB}M",
             "-kernel", str(self.directory / "Image"), "-initrd", str(self.directory / "initrd"),
-            "-append", _params(last_words),
+            "-append", params,
         ]  # fmt: skip
 
     def interleaved(self, measure: Callable[[Argv], float], programs: dict[str, Argv]) -> Figures:
@@ -70,33 +85,32 @@ class Bench:
         return found
 
 
-def _params(last_words: str) -> str:
-    return f"{_PARAMS} -- {last_words}" if last_words else _PARAMS
-
-
 def start_up(bench: Bench) -> Figures:
     """Seconds from exec to KVM's first entry into the guest; for the bare interpreter, to its end."""
     bare = [sys.executable, "-c", ""]
     found = bench.interleaved(seconds_to_end, {"python3": bare})
     with entry_tracing():
-        programs = {"pyvmm": bench.pyvmm_linux(), "qemu": bench.qemu_linux("virt")}
-        return {**found, **bench.interleaved(seconds_to_entry, programs)}
+        return {**found, **bench.interleaved(seconds_to_entry, _both(bench, _QUIET))}
 
 
 def whole_run(bench: Bench) -> Figures:
     """Seconds from exec to the end of a guest that powers off as soon as its user space runs."""
-    programs = {
-        "pyvmm": bench.pyvmm_linux(_POWER_OFF),
-        "qemu": bench.qemu_linux("virt", _POWER_OFF),
-        "qemu, in-kernel AIA": bench.qemu_linux("virt,aia=aplic-imsic", _POWER_OFF),
-    }
+    programs = {}
+    for log, params in _LOGS.items():
+        for program, argv in _both(bench, params + _POWER_OFF).items():
+            programs[f"{program}, {log}"] = argv
+    usual = bench.qemu_linux(_LOGS["log, serial"] + _POWER_OFF, "-nographic", "-nic", "none")
+    programs["qemu, as usual"] = usual  # its default network card would want a file for its boot ROM
     return bench.interleaved(seconds_to_end, programs)
 
 
 def memory(bench: Bench) -> Figures:
     """Resident bytes beside the guest's RAM, while the guest's shell waits for input."""
-    programs = {"pyvmm": bench.pyvmm_linux(), "qemu": bench.qemu_linux("virt")}
-    return bench.interleaved(resident_bytes, programs)
+    return bench.interleaved(resident_bytes, _both(bench, _QUIET))
+
+
+def _both(bench: Bench, params: str) -> dict[str, Argv]:
+    return {"pyvmm": bench.pyvmm_linux(params), "qemu": bench.qemu_linux(params)}
 
 
 def exits(bench: Bench) -> Figures:
@@ -175,9 +189,11 @@ def resident_bytes(argv: Argv) -> float:
 
 
 def without_guest_ram(smaps: str) -> int:
-    """The sum of Rss, in bytes, over all mappings but the largest."""
+    """The sum of Rss, in bytes, over all mappings but the largest, which is the guest's RAM."""
     sizes = [int(line.split()[1]) for line in smaps.splitlines() if line.startswith("Size:")]
     resident = [int(line.split()[1]) for line in smaps.splitlines() if line.startswith("Rss:")]
+    if max(sizes) < _MEM_MIB * 1024:
+        sys.exit("no mapping is large enough for the guest's RAM")
     return (sum(resident) - resident[sizes.index(max(sizes))]) * 1024
 
 
@@ -203,6 +219,7 @@ def main() -> None:
         directory = Path(name)
         shutil.copytree(job["bundle"], directory, dirs_exist_ok=True)
         bench = Bench(directory, job["rounds"])
+        seconds_to_end(bench.pyvmm_linux(_QUIET + _POWER_OFF))  # what Python compiles once and keeps
         found = {measure: MEASURES[measure](bench) for measure in job["measures"]}
     json.dump({"host": host(), "figures": found}, sys.stdout)
 

@@ -24,7 +24,7 @@ def run_in_lab(words: list[str], config: MachineConfig, where: str, *, quiet: bo
     if not quiet:
         say(f"no RISC-V KVM on this {os.uname().machine} machine: running in the lab (flavour {flavour})")
     remote = ["python3", "-m", "pyvmm", "run", "--host=local", *_without_host(words)]
-    return Lab(flavour).run(remote, progress=_no_progress if quiet else progress)
+    return Lab(flavour).run(remote, progress=no_progress if quiet else progress)
 
 
 def _without_host(words: list[str]) -> list[str]:
@@ -46,5 +46,5 @@ def progress(text: str) -> None:
     say(f"lab: {text}")
 
 
-def _no_progress(_text: str) -> None:
+def no_progress(_text: str) -> None:
     """``--quiet``."""

@@ -63,14 +63,16 @@ def main(words: list[str]) -> int:
 
 def _debian_guest(values: dict[str, object], quiet: bool) -> list[str]:
     """No kernel was named: take Debian's, and a busybox initramfs unless there is an --initrd."""
+    from pyvmm.cli.in_lab import no_progress, progress
     from pyvmm.lab import guests
 
     if not quiet:
         say("no kernel given: booting Debian's, to a busybox shell")
-    values["kernel"] = str(guests.kernel())
+    show_progress = no_progress if quiet else progress
+    values["kernel"] = str(guests.kernel(progress=show_progress))
     added = [f"--kernel={values['kernel']}"]
     if "initrd" not in values:
-        values["initrd"] = str(guests.initrd())
+        values["initrd"] = str(guests.initrd(progress=show_progress))
         added.append(f"--initrd={values['initrd']}")
     return added
 

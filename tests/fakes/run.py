@@ -66,11 +66,12 @@ class Run:
         self.reader = -1
 
     def finish(self) -> None:
-        """Close everything; fails when the machine does not, or left something open."""
+        """Close everything; fails when the machine does not, or left something open. Idempotent."""
         if self.reader >= 0:
-            self.hang_up()  # nothing may wait for it
+            self.hang_up()  # nobody may go on waiting for it
         in_time(self.machine.close)
         for fd in (self.writer, self._input, self.keys):
             if fd >= 0:
                 os.close(fd)
+        self.writer = self._input = self.keys = -1
         assert self.kernel.open_fds == []

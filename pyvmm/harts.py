@@ -48,8 +48,10 @@ def create(vm: Vm, config: MachineConfig, note: Callable[[str], None]) -> tuple[
     limit = vm.check_extension(uapi.KVM_CAP_MAX_VCPUS) or vm.check_extension(uapi.KVM_CAP_NR_VCPUS)
     if config.cpus > limit:
         raise ConfigError(f"This host's KVM gives a guest at most {limit} CPUs, not {config.cpus}.")
-    vcpus = [vm.create_vcpu(number) for number in range(config.cpus)]
+    vcpus: list[Vcpu] = []
     try:
+        for number in range(config.cpus):
+            vcpus.append(vm.create_vcpu(number))  # noqa: PERF401  # each is known when the next is refused
         extensions = _configure(vcpus, config, note)
         return vcpus, _describe(vcpus[0], extensions)
     except BaseException:

@@ -56,4 +56,5 @@ class Kvm(Fd):
 
     def create_vm(self) -> Vm:
         """KVM_CREATE_VM. The machine type is 0: RISC-V has one kind."""
-        return Vm(self.kernel, self.kernel.ioctl(self.fd, uapi.KVM_CREATE_VM), self.vcpu_mmap_size())
+        size = self.vcpu_mmap_size()  # first: nothing is open yet when it fails
+        return Vm(self.kernel, self.kernel.ioctl(self.fd, uapi.KVM_CREATE_VM), size)

@@ -59,7 +59,11 @@ class Vm(Fd):
     def __init__(self, kernel: Kernel, fd: int, vcpu_mmap_size: int) -> None:
         super().__init__(kernel, fd)
         self._vcpu_mmap_size = vcpu_mmap_size
-        self._has_memory2 = bool(self.check_extension(uapi.KVM_CAP_USER_MEMORY2))
+        try:
+            self._has_memory2 = bool(self.check_extension(uapi.KVM_CAP_USER_MEMORY2))
+        except KvmError:
+            self.close()
+            raise
         self._slots: dict[int, tuple[int, int, int, int]] = {}  # slot -> gpa, size, host_address, flags
 
     def check_extension(self, capability: int) -> int:

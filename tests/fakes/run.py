@@ -34,6 +34,7 @@ class Run:
         self.trace: list[str] = []
         self.on_note: Callable[[str], None] = lambda text: None
         self.output = b""
+        self._started = False
         self.reader, self.writer = os.pipe()
         self._input, self.keys = os.pipe()
         self.machine = Machine(
@@ -50,9 +51,14 @@ class Run:
         self.notes.append(text)
         self.on_note(text)
 
+    def start(self) -> None:
+        self._started = True
+        self.machine.start()
+
     def __call__(self) -> Outcome:
         with self.machine:
-            self.machine.start()
+            if not self._started:
+                self.start()
             end = self.machine.wait()
         os.close(self.writer)
         self.writer = -1

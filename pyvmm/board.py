@@ -13,7 +13,7 @@ from functools import partial
 from pyvmm import devicetree, exittrace, harts, hostfile, irqchip, layout, outcome, peripherals
 from pyvmm.devices.rtc import GoldfishRtc
 from pyvmm.devices.uart8250 import Uart8250
-from pyvmm.errors import GuestAccessError, PyvmmError
+from pyvmm.errors import GuestAccessError, KvmError, PyvmmError
 from pyvmm.eventloop import LoopClock
 from pyvmm.fdt import flatten
 from pyvmm.kvm import dump, regs, uapi
@@ -268,5 +268,8 @@ class Board:
 
 
 def _reset(device: Uart8250 | GoldfishRtc) -> None:
-    with device.lock:
-        device.reset()
+    try:
+        with device.lock:
+            device.reset()
+    except KvmError:
+        pass  # KVM declared the machine dead, and takes no wire down any more

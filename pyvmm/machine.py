@@ -136,12 +136,13 @@ class Machine:
         board = self.prepare()
         if self._input is not None:
             self._input.start()
-        self._watch_output()
+        self._loop.call_soon(self._watch_output)
         if self.config.timeout is not None:
             limit = Outcome(outcome.TIMEOUT, f"the guest did not end within {self.config.timeout:g} s")
             self._loop.call_later(self.config.timeout, lambda: self.end(limit))
         self._loop.start()
-        board.start()
+        with self._state:  # the first hart may ask for a reboot before the last one was started
+            board.start()
         self._check_later(0)
 
     def wait(self) -> Outcome:
@@ -258,7 +259,10 @@ class Machine:
         self.end(Outcome(outcome.OUTPUT_CLOSED, "whoever read the console's output has gone"))
 
     def _watch_output(self) -> None:
-        """Notice at once when a pipe on the output loses its reader, not only at the next byte."""
+        """Notice at once when a pipe on the output loses its reader, not only at the next byte.
+
+        On the loop's thread, after the input has been watched: they may be one descriptor.
+        """
         if self._output_fd is None:
             return
         try:

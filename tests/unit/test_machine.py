@@ -4,14 +4,17 @@
 import errno
 import gzip
 import os
+import socket
+import threading
 from pathlib import Path
 
 import pytest
-from fakes.guests import LSR, prints
+from fakes.guests import IER, LSR, echo, flood, idle, prints
 from fakes.kernel import (
     FakeKernel,
     call,
     csr,
+    fail,
     fail_entry,
     failure,
     mmio_read,
@@ -22,13 +25,15 @@ from fakes.kernel import (
     system_event,
     wait_for_kick,
 )
+from fakes.threads import Background, happens, in_time
 
 from pyvmm import layout, outcome
 from pyvmm.config import MachineConfig
-from pyvmm.errors import ConfigError, KvmUnavailable
+from pyvmm.errors import ConfigError, HostError, KvmError, KvmUnavailable
 from pyvmm.kvm import regs, uapi
 from pyvmm.machine import Machine
 from pyvmm.outcome import Outcome
+from pyvmm.runner import VcpuThread
 
 RAM = layout.RAM_BASE
 
@@ -305,3 +310,403 @@ def test_corrupt_compressed_kernel_is_one_sentence_and_leaves_nothing(run, image
         it.machine.start()
     assert it.kernel.open_fds == []
     assert not (tmp_path / "log").exists()
+
+
+# Reboots
+
+
+def runnable(it, *harts):
+    """Let more harts than the first run from the start."""
+    it.machine.prepare()
+    for hart in harts:
+        it.kernel.vm.vcpus[hart].mp_state = uapi.KVM_MP_STATE_RUNNABLE
+
+
+def then(it, *script):
+    """A step after which the next board's guest does ``script``."""
+    return call(lambda vcpu: it.kernel.scripts.update({0: list(script)}))
+
+
+def reboot_started(it):
+    """An event: a reboot is under way."""
+    started = threading.Event()
+    it.on_note = lambda text: started.set() if text == "the guest reboots" else None
+    return started
+
+
+REBOOT = Outcome(outcome.REBOOT, "the guest asked for a reboot")
+QUIT = Outcome(outcome.QUIT, "enough")
+
+
+def test_panic_printed_by_a_dying_hart_does_not_count_against_the_next_guest(run):
+    it = run(cpus=2)
+    rebooting, printed = threading.Event(), threading.Event()
+    it.kernel.scripts = {
+        0: [then(it, then(it, *prints(b"third\n")), reset()), reset()],
+        1: [
+            call(lambda vcpu: happens(rebooting)),
+            *prints(b"Kernel panic - not syncing: too late\n"),
+            call(lambda vcpu: printed.set()),
+            idle,
+        ],
+    }
+
+    def wait_for_the_panic(text):
+        if text == "the guest reboots":
+            rebooting.set()
+            happens(printed)
+
+    it.on_note = wait_for_the_panic
+    runnable(it, 1)
+    end = it()
+    assert end.reason == outcome.POWEROFF
+    assert len(it.kernel.vms) == 3
+    assert it.output.endswith(b"third\n")
+
+
+def test_two_harts_that_ask_at_once_get_one_reboot(run):
+    it = run([idle])
+    started = reboot_started(it)
+    board = it.machine.prepare()
+    it.kernel.scripts = {0: [call(lambda vcpu: happens(started))]}
+    it.start()
+    board._on_end(REBOOT)
+    board._on_end(REBOOT)
+    assert it().reason == outcome.POWEROFF
+    assert it.notes.count("the guest reboots") == 1
+    assert len(it.kernel.vms) == 2
+
+
+def test_reboot_is_not_begun_before_every_hart_was_started(run, monkeypatch):
+    """It would close harts whose threads are just being started."""
+    begun = []
+    real = VcpuThread.start
+
+    def start(thread):
+        begun.append(it.machine._state.locked())
+        real(thread)
+
+    monkeypatch.setattr(VcpuThread, "start", start)
+    it = run(cpus=2)
+    it.kernel.scripts = {0: [then(it), reset()], 1: [idle]}
+    assert it().reason == outcome.POWEROFF
+    assert begun == [True] * 4
+
+
+def test_reboot_asked_for_after_the_end_is_ignored(run):
+    it = run([idle])
+    board = it.machine.prepare()
+    it.start()
+    it.machine.close()
+    board._on_end(REBOOT)
+    assert it.machine._rebooting is None
+    assert len(it.kernel.vms) == 1
+
+
+def test_machine_closed_during_a_reboot_never_starts_the_new_guest(run, monkeypatch):
+    it = run([reset()])
+    started, closing = reboot_started(it), threading.Event()
+    real_release = it.machine._writer.release
+    monkeypatch.setattr(it.machine._writer, "release", lambda: (closing.set(), real_release()))
+    real_make = it.machine._make_board
+
+    def make_board():
+        if it.kernel.vms:
+            happens(closing)
+        return real_make()
+
+    monkeypatch.setattr(it.machine, "_make_board", make_board)
+    it.start()
+    happens(started)
+    in_time(it.machine.close)
+    assert it.machine.wait().reason == outcome.QUIT
+    assert [vm.has_run for vm in it.kernel.vms] == [True, False]
+    assert it.kernel.open_fds == []
+
+
+def test_reboot_that_fails_ends_the_run_with_the_reason(run, image):
+    it = run([call(lambda vcpu: os.unlink(image)), reset()])
+    end = it()
+    assert (end.reason, end.exit_code) == (outcome.FAILED, 125)
+    assert isinstance(end.error, ConfigError)
+    assert "does not exist" in end.message
+
+
+# A reader that takes nothing
+
+
+@pytest.fixture
+def no_patience(monkeypatch):
+    """Readers have no time after the end of a run that was ended by force."""
+    monkeypatch.setattr("pyvmm.machine._PATIENCE", 0.0)
+
+
+def stalled(it):
+    """An event: a vCPU waits for room in the console's buffer."""
+    waiting = threading.Event()
+    writer = it.machine._writer
+    wait = writer._wait_for_room
+    writer._wait_for_room = lambda: (waiting.set(), wait())
+    return waiting
+
+
+def test_close_lets_a_vcpu_go_that_waits_for_a_reader(run, no_patience):
+    it = run([flood])
+    waiting = stalled(it)
+    it.start()
+    happens(waiting)
+    in_time(it.machine.close)
+
+
+def test_run_can_end_while_a_reboot_waits_for_a_reader(run, no_patience):
+    """A hart that waits for room keeps the old board from closing until the machine is closed."""
+    it = run(cpus=2)
+    waiting, rebooting = stalled(it), reboot_started(it)
+    it.kernel.scripts = {0: [call(lambda vcpu: happens(waiting)), reset()], 1: [flood]}
+    runnable(it, 1)
+    it.start()
+    happens(rebooting)
+    it.machine.end(Outcome(outcome.TIMEOUT, "too long"))
+    assert it.machine.wait().reason == outcome.TIMEOUT
+    in_time(it.machine.close)
+    assert it.kernel.open_fds == []
+
+
+def test_reader_that_goes_away_is_noticed_without_any_output(run):
+    it = run([idle])
+    it.start()
+    it.hang_up()
+    assert it.machine.wait().reason == outcome.OUTPUT_CLOSED
+
+
+def test_output_to_a_file_needs_no_watching(image, tmp_path):
+    with (tmp_path / "output").open("wb") as file:
+        kernel = FakeKernel(prints(b"filed\n"))
+        with Machine(MachineConfig(kernel=image), output_fd=file.fileno(), kernel=kernel) as machine:
+            machine.start()
+            assert machine.wait().reason == outcome.POWEROFF
+    assert (tmp_path / "output").read_bytes() == b"filed\n"
+
+
+def test_one_descriptor_can_be_input_and_output(image):
+    ours, guests = socket.socketpair()
+    with ours, guests:
+        fd = guests.fileno()
+        kernel = FakeKernel([*prints(b"?"), echo])
+        with Machine(MachineConfig(kernel=image), input_fd=fd, output_fd=fd, kernel=kernel) as machine:
+            machine.start()
+            assert ours.recv(1) == b"?"
+            ours.send(b"kq")
+            assert machine.wait().reason == outcome.POWEROFF
+        assert ours.recv(1) == b"k"
+
+
+def test_output_that_cannot_be_written_ends_the_run_as_the_hosts_failure(image):
+    with open("/dev/full", "wb") as full:
+        kernel = FakeKernel([*prints(b"x"), idle])
+        with Machine(MachineConfig(kernel=image), output_fd=full.fileno(), kernel=kernel) as machine:
+            machine.start()
+            end = machine.wait()
+    assert (end.reason, end.exit_code) == (outcome.FAILED, 125)
+    assert isinstance(end.error, HostError)
+    assert end.message == "The console's output cannot be written: No space left on device."
+
+
+def test_log_that_cannot_be_written_is_warned_of_and_the_guest_goes_on(run):
+    it = run([*prints(b"hello\n"), shutdown()], log="/dev/full")
+    assert it().reason == outcome.POWEROFF
+    assert it.output == b"hello\n"
+    assert it.warnings == ["the log /dev/full ends here: No space left on device"]
+
+
+def test_log_is_closed_at_the_end(run, tmp_path):
+    before = os.listdir("/proc/self/fd")
+    it = run(log=str(tmp_path / "log"))
+    it()
+    it.finish()
+    assert os.listdir("/proc/self/fd") == before
+
+
+# Looking whether the guest can go on
+
+
+@pytest.fixture
+def often(monkeypatch):
+    """Looks all the time."""
+    monkeypatch.setattr("pyvmm.machine._HANG_CHECKS", (0.0, 0.001))
+
+
+def lost(vcpu):
+    """The guest jumps to nowhere."""
+    vcpu.registers[regs.core("pc")] = 0
+
+
+def test_hang_is_found_without_being_asked(run, often):
+    it = run([idle])
+    it.machine.prepare()
+    lost(it.kernel.vm.vcpus[0])
+    assert it().reason == outcome.HUNG
+
+
+def test_hang_that_comes_later_is_found_too(run, often):
+    """The first look, which kicks it out of its first sleep, finds nothing."""
+    assert run([wait_for_kick(), call(lost), idle])().reason == outcome.HUNG
+
+
+def test_hang_after_a_reboot_is_found(run, often, monkeypatch):
+    it = run()
+    it.kernel.scripts = {0: [then(it, call(lost), idle), reset()]}
+    looks, real = [], Machine._check_later
+    three = threading.Event()
+
+    def count(machine, number):
+        looks.append(number)
+        if it.machine._board is None and len(looks) > 3:
+            three.set()
+        real(machine, number)
+
+    monkeypatch.setattr(Machine, "_check_later", count)
+    it.on_note = lambda text: happens(three) if text == "the guest reboots" else None
+    assert it().reason == outcome.HUNG
+    assert looks[:3] == [0, 1, 2]
+
+
+# The trace, switched on and off
+
+
+def test_trace_starts_at_the_first_key_and_is_switched_off_and_on_by_the_next(run):
+    it = run()
+    toggle = call(lambda vcpu: it.machine.toggle_trace())
+    look = mmio_read(LSR, 1)
+    it.kernel.scripts = {0: [look, toggle, look, toggle, look, toggle, look, sbi(0x0900_0000, 0)]}
+    it()
+    assert [line.split()[2:4] for line in it.trace] == [
+        ["cpu0", "uart.LSR"],
+        ["cpu0", "uart.LSR"],
+        ["cpu0", "sbi.0x9000000.0"],
+    ]
+    assert it.machine.trace.summary()[0].split() == ["uart", "3", "read"]
+
+
+def test_trace_that_was_asked_for_is_switched_off_first(run):
+    it = run(trace="mmio")
+    toggle = call(lambda vcpu: it.machine.toggle_trace())
+    look = mmio_read(LSR, 1)
+    it.kernel.scripts = {0: [look, toggle, look]}
+    it()
+    assert len(it.trace) == 1
+
+
+def test_trace_goes_on_after_a_reboot(run):
+    it = run()
+    toggle = call(lambda vcpu: it.machine.toggle_trace())
+    it.kernel.scripts = {0: [then(it, mmio_read(LSR, 1)), toggle, reset()]}
+    it()
+    assert len(it.trace) == 1
+
+
+# What the host does to it
+
+
+def failing_once(vcpu, request, number):
+    """The next ioctl ``request`` on the machine fails."""
+    vm = vcpu.vm
+    real = vm.ioctls[request]
+
+    def refuse(argument):
+        vm.ioctls[request] = real
+        fail(number)
+
+    vm.ioctls[request] = refuse
+
+
+def test_ioctl_that_fails_on_behalf_of_a_guest_is_the_hosts_failure(run):
+    refuse = call(lambda vcpu: failing_once(vcpu, uapi.KVM_IRQ_LINE, errno.EIO))
+    end = run([refuse, mmio_write(IER, 1, 2), idle])()
+    assert (end.reason, end.exit_code) == (outcome.FAILED, 125)
+    assert isinstance(end.error, KvmError)
+    assert "KVM_IRQ_LINE failed: Input/output error" in end.message
+
+
+def test_host_without_memory_is_the_hosts_failure(run):
+    end = run([failure(errno.ENOMEM)])()
+    assert (end.reason, end.exit_code) == (outcome.FAILED, 125)
+    assert end.error.errno == errno.ENOMEM
+
+
+class Mortal(FakeKernel):
+    """Once KVM_RUN has failed, every ioctl does."""
+
+    dead = False
+
+    def _answer(self, fd, request, argument):
+        if self.dead:
+            self._errno.value = errno.EIO
+            return -1
+        result = super()._answer(fd, request, argument)
+        self.dead = result < 0 and request == uapi.KVM_RUN and self._errno.value != errno.EINTR
+        return result
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EFAULT])
+def test_machine_that_kvm_declared_dead_still_ends_the_run(run, number):
+    """Also while a wire is high, which nobody can lower any more."""
+    it = run(kernel=Mortal([mmio_write(IER, 1, 2), failure(number)]))
+    end = it()
+    assert (end.reason, end.exit_code) == (outcome.HUNG, 254)
+    assert "pc unknown on CPU 0" in end.message
+
+
+# Around the run
+
+
+def test_two_machines_run_side_by_side(run):
+    first_runs, second_ended = threading.Event(), threading.Event()
+    one = run([call(lambda vcpu: first_runs.set()), call(lambda vcpu: happens(second_ended)), *prints(b"1")])
+    two = run([call(lambda vcpu: happens(first_runs)), *prints(b"2"), reset()])
+    two.kernel.scripts[0].insert(0, then(two, *prints(b"2"), shutdown()))
+    one.start()
+    assert two().reason == outcome.POWEROFF
+    second_ended.set()
+    assert one().reason == outcome.POWEROFF
+    assert (one.output, two.output) == (b"1", b"22")
+
+
+def test_machine_needs_no_main_thread(run):
+    it = run([*prints(b"hello\n"), reset()], on_reboot="exit")
+    assert in_time(it).reason == outcome.REBOOT
+    assert it.output == b"hello\n"
+
+
+def test_everybody_who_waits_sees_the_same_end(run):
+    it = run([idle])
+    it.start()
+    waiting = [Background(it.machine.wait) for _ in range(3)]
+    it.machine.end(QUIT)
+    assert {id(thread.result()) for thread in waiting} == {id(QUIT)}
+    assert it.machine.wait() is QUIT
+
+
+def test_end_before_the_start_counts(run):
+    it = run([idle])
+    it.machine.end(QUIT)
+    assert it() is QUIT
+
+
+def test_machine_that_never_started_can_be_closed(run):
+    it = run()
+    it.machine.prepare()
+    in_time(it.machine.close)
+    in_time(it.machine.close)
+    assert it.machine.wait().reason == outcome.QUIT
+
+
+def test_prepared_machine_is_prepared_once(run):
+    it = run()
+    assert it.machine.prepare() is it.machine.prepare()
+    it()
+    assert len(it.kernel.vms) == 1
+
+
+def test_break_between_two_boards_is_dropped(run):
+    assert run().machine.break_item()

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import signal
 
-from pyvmm import outcome, terminal
+from pyvmm import outcome
 from pyvmm.cli.options import MACHINE_OPTIONS, PREFIXES, REFUSED, RUN_OPTIONS
 from pyvmm.cli.parser import Command, Option
 from pyvmm.cli.say import say, show
@@ -16,8 +16,8 @@ from pyvmm.outcome import Outcome
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pyvmm.cli.traceout import TraceOutput
-    from pyvmm.console.input import Item
     from pyvmm.machine import Machine
+    from pyvmm.terminal import RawTerminal
 
 _ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 _HOSTS = ("auto", "local", "lab", "lab:aia", "lab:plic")
@@ -80,16 +80,16 @@ def _debian_guest(values: dict[str, object], quiet: bool) -> list[str]:
 def _run_here(config: MachineConfig, *, verbose: bool, quiet: bool) -> int:
     if not os.isatty(0):
         return _run_machine(config, None, verbose=verbose, quiet=quiet)
-    raw = terminal.RawTerminal(0)  # first: its guardian is a fork, cheap while there is nothing to copy
+    from pyvmm.terminal import RawTerminal
+
+    raw = RawTerminal(0)  # first: its guardian is a fork, cheap while there is nothing to copy
     try:
         return _run_machine(config, raw, verbose=verbose, quiet=quiet)
     finally:
         raw.close()
 
 
-def _run_machine(
-    config: MachineConfig, raw: terminal.RawTerminal | None, *, verbose: bool, quiet: bool
-) -> int:
+def _run_machine(config: MachineConfig, raw: RawTerminal | None, *, verbose: bool, quiet: bool) -> int:
     from pyvmm.cli.traceout import TraceOutput
     from pyvmm.machine import Machine
 
@@ -105,7 +105,9 @@ def _run_machine(
         if raw is None:
             end = _run(machine)
         else:
-            machine.on_input = _Keys(machine).filter
+            from pyvmm.cli.keys import Keys
+
+            machine.on_input = Keys(machine).filter
             with raw:
                 end = _run(machine)
                 machine.close()
@@ -146,31 +148,3 @@ def _report(end: Outcome, machine: Machine, trace: TraceOutput, *, quiet: bool) 
     if not quiet or end.exit_code:
         say(end.message)
     return end.exit_code
-
-
-class _Keys:
-    """The escape keys of an interactive console."""
-
-    def __init__(self, machine: Machine) -> None:
-        self._machine = machine
-        self._keys = terminal.EscapeKeys()
-
-    def filter(self, data: bytes) -> list[Item]:
-        """What of ``data`` is meant for the guest, in order; obeys the rest."""
-        items: list[Item] = []
-        for typed in self._keys.feed(data):
-            if isinstance(typed, bytes):
-                items.append(typed)
-            elif typed == terminal.BREAK:
-                items.append(self._machine.break_item)
-            else:
-                self._obey(typed)
-        return items
-
-    def _obey(self, command: str) -> None:
-        if command == terminal.QUIT:
-            self._machine.end(Outcome(outcome.QUIT, "ended by Ctrl-A x"))
-        elif command == terminal.HELP:
-            show(terminal.HELP_TEXT)
-        elif command == terminal.TRACE:
-            self._machine.toggle_trace()

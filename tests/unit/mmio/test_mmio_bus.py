@@ -256,14 +256,20 @@ def test_access_on_its_way_in_does_not_enter_after_unmap(access):
             self.go_on = threading.Event()
             self.other: threading.Thread | None = None
 
-        def __enter__(self):
+        def acquire(self):
             if threading.current_thread() is self.other:
                 self.reached.set()
                 assert self.go_on.wait(JOIN_SECONDS)
             self.lock.acquire()
 
-        def __exit__(self, *_):
+        def release(self):
             self.lock.release()
+
+        def __enter__(self):
+            self.acquire()
+
+        def __exit__(self, *_):
+            self.release()
 
         def locked(self):
             return self.lock.locked()

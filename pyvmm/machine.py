@@ -16,7 +16,7 @@ import select
 import threading
 from errno import EIO, EPIPE
 from functools import partial
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 from pyvmm import hostfile, outcome
 from pyvmm.board import Board
@@ -43,6 +43,9 @@ _HANG_CHECKS = (1.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)
 
 
 _NATURAL_ENDS = (outcome.POWEROFF, outcome.REBOOT, outcome.PANIC, outcome.HUNG)
+# A signal that comes between Python's last look and the system call that blocks does not interrupt it: its
+# handler runs when the call returns. So ``wait`` comes up for a moment every so many seconds.
+_SIGNALS_LOST_FOR = 1.0
 # Seconds in which a reader must take something, when the user or a limit ended the run.
 _PATIENCE = 2.0
 
@@ -147,8 +150,11 @@ class Machine:
 
     def wait(self) -> Outcome:
         """Wait for the end and return it. Signal handlers run meanwhile when this is the main thread."""
-        if self._outcome is None:
-            end = self._ends.get()
+        while self._outcome is None:
+            try:
+                end = self._ends.get(timeout=_SIGNALS_LOST_FOR)
+            except Empty:
+                continue
             if self._outcome is None:
                 self._outcome = end
             self._ends.put(end)  # for whoever else waits

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import select
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -54,3 +56,9 @@ def in_time(function: Callable[[], Any]) -> Any:
 def happens(event: threading.Event) -> None:
     """Wait for ``event``."""
     assert event.wait(PATIENCE), "it did not happen"
+
+
+def read(fd: int, size: int) -> bytes:
+    """What comes from a pipe or terminal, up to ``size`` bytes; fails when nothing does."""
+    assert select.select([fd], [], [], PATIENCE)[0], "nothing came"
+    return os.read(fd, size)

@@ -277,7 +277,6 @@ def unpack(debs: Iterable[Path], root: Path) -> None:
 
 def _unpack_one(deb: Path, root: Path) -> None:
     # tar would replace the links by directories for the few packages that still ship /lib and the like.
-    source = subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(deb)], stdout=subprocess.PIPE)
     tar = [
         "tar",
         "-x",
@@ -287,8 +286,10 @@ def _unpack_one(deb: Path, root: Path) -> None:
         "-C",
         str(root),
     ]
-    done = subprocess.run(tar, stdin=source.stdout, capture_output=True, text=True, check=False)
-    if source.wait() or done.returncode:
+    # Leaving the context closes our end of the pipe, so that dpkg-deb ends when tar does.
+    with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(deb)], stdout=subprocess.PIPE) as source:
+        done = subprocess.run(tar, stdin=source.stdout, capture_output=True, text=True, check=False)
+    if source.returncode or done.returncode:
         raise HostError(
             f"The package {deb.name} cannot be unpacked: {done.stderr.strip() or 'dpkg-deb failed'}."
         )

@@ -56,10 +56,10 @@ class Run:
         self.machine.start()
 
     def __call__(self) -> Outcome:
-        with self.machine:
-            if not self._started:
-                self.start()
-            end = self.machine.wait()
+        if not self._started:
+            self.start()
+        end: Outcome = in_time(self.machine.wait)
+        in_time(self.machine.close)
         os.close(self.writer)
         self.writer = -1
         with open(self.reader, "rb", closefd=False) as output:

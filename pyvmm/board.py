@@ -90,6 +90,10 @@ class Board:
             layout.RAM_BASE, config.mem, kernel=config.kernel, initrd=config.initrd, firmware=config.firmware
         )
         with boot:
+            hostfile.keep_apart(
+                (config.kernel, config.initrd, config.firmware),
+                (config.log, config.dump_dtb, config.trace_out),
+            )
             kvm = Kvm(config.dev, self._kernel)
             self._closers.append(kvm.close)
             backing = _BACKINGS.get(config.mem_backend) or config.mem_backend.partition(":")[2]
@@ -199,6 +203,8 @@ class Board:
         """Begin to run the guest. The other harts' threads wait in KVM until the guest starts them."""
         if self._input is not None:
             self._input.connect(self._consume)
+        if self._trace is not None:
+            self._trace.begin()
         for thread in self._threads:
             thread.start()
 

@@ -31,6 +31,10 @@ class Trace:
         self._lock = threading.Lock()
         self._counts: dict[tuple[str, str], int] = {}
 
+    def begin(self) -> None:
+        """The guest starts now: times count from here."""
+        self._start = time.monotonic()
+
     def line(self, source: str, name: str, text: str) -> None:
         """One event of ``source`` (``cpu0``, ``irq``) about ``name`` (``uart.THR``)."""
         device = name.partition(".")[0]

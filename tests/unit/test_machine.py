@@ -710,3 +710,12 @@ def test_prepared_machine_is_prepared_once(run):
 
 def test_break_between_two_boards_is_dropped(run):
     assert run().machine.break_item()
+
+
+@pytest.mark.parametrize("option", ["log", "dump_dtb"])
+def test_output_that_would_overwrite_the_kernel_is_refused(run, image, option):
+    before = Path(image).read_bytes()
+    it = run(**{option: image})
+    with it.machine, pytest.raises(ConfigError, match="would be written over, and the guest needs it"):
+        it.machine.start()
+    assert Path(image).read_bytes() == before

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """``python -m fakes.command GUEST run ...``: the pyvmm command, with its machine on a fake KVM.
 
-With ``CLOSING_FD`` in the environment a byte is written there when the machine begins to close.
+In the environment: ``CLOSING_FD`` gets a byte when the machine begins to close; ``IGNORED`` is a signal that
+is ignored from the start, as nohup does it. The others are not, whatever the tests were started from.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 import threading
 from typing import Any
@@ -69,6 +71,9 @@ class FakedMachine(machine.Machine):
 
 
 if __name__ == "__main__":
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        ignored = os.environ.get("IGNORED") == str(int(number))
+        signal.signal(number, signal.SIG_IGN if ignored else signal.SIG_DFL)
     machine.Machine = FakedMachine  # type: ignore[misc]
     output._HIGH_WATER = 1 << 14  # it takes little to fill a buffer
     machine._PATIENCE = 0.0  # nor long to give up on who takes nothing of the console,

@@ -25,7 +25,7 @@ from fakes.kernel import (
     system_event,
     wait_for_kick,
 )
-from fakes.threads import Background, happens, in_time
+from fakes.threads import PATIENCE, Background, happens, in_time
 
 from pyvmm import layout, outcome
 from pyvmm.config import MachineConfig
@@ -63,14 +63,10 @@ def test_load_is_answered_by_the_device(run):
 
 def test_access_to_nowhere_reads_zero_and_is_counted(run):
     it = run([mmio_read(0x2000_0000, 4), mmio_write(0x2000_0000, 4, 1), shutdown()])
-    counted = []
-    with it.machine:
-        board = it.machine.prepare()
-        it.machine.start()
-        it.machine.wait()
-        counted.append(board.bus.unclaimed.total)
+    board = it.machine.prepare()
+    it()
     assert it.kernel.vms[0].vcpus[0].answers == [0]
-    assert counted == [2]
+    assert board.bus.unclaimed.total == 2
 
 
 def test_reboot_starts_the_guest_again_on_a_new_board(run):
@@ -151,10 +147,9 @@ def test_suspended_guest_wakes_when_the_machine_ends(run):
 
 def test_reader_that_goes_away_ends_the_run(run):
     it = run([*prints(b"x"), wait_for_kick(), wait_for_kick()])
-    with it.machine:
-        it.hang_up()
-        it.machine.start()
-        end = it.machine.wait()
+    it.hang_up()
+    it.start()
+    end = in_time(it.machine.wait)
     assert (end.reason, end.exit_code) == (outcome.OUTPUT_CLOSED, 141)
 
 
@@ -181,12 +176,11 @@ def test_exception_in_a_handler_stops_the_machine_and_reaches_the_caller(run):
 
 def test_hart_that_runs_where_there_is_no_memory_is_found(run):
     it = run([wait_for_kick()] * 100, timeout="60s")
-    with it.machine:
-        board = it.machine.prepare()
-        it.machine.start()
-        it.kernel.vms[0].vcpus[0].registers[regs.core("pc")] = 0
-        board.check_alive()
-        end = it.machine.wait()
+    board = it.machine.prepare()
+    it.start()
+    it.kernel.vms[0].vcpus[0].registers[regs.core("pc")] = 0
+    board.check_alive()
+    end = it()
     assert end.reason == outcome.HUNG
     assert "CPU 0 runs at 0x0, where there is no memory" in end.message
 
@@ -201,7 +195,7 @@ def test_auto_falls_back_to_the_plic_when_the_kernel_has_no_aia(run):
 
 def test_explicit_aia_without_one_in_the_kernel_is_refused_with_a_sentence(run):
     it = run(kernel=FakeKernel(capabilities={uapi.KVM_CAP_IRQCHIP: 0}), irqchip="aia")
-    with it.machine, pytest.raises(ConfigError, match=r"no in-kernel AIA .* use --irqchip plic or aplic"):
+    with pytest.raises(ConfigError, match=r"no in-kernel AIA .* use --irqchip plic or aplic"):
         it.machine.start()
     assert it.kernel.open_fds == []
 
@@ -264,14 +258,14 @@ def test_file_that_cannot_be_written_is_one_sentence(image, option):
 
 def test_more_cpus_than_the_host_gives_is_one_sentence(run):
     it = run(kernel=FakeKernel(capabilities={uapi.KVM_CAP_MAX_VCPUS: 4}), cpus=5)
-    with it.machine, pytest.raises(ConfigError, match="at most 4 CPUs, not 5"):
+    with pytest.raises(ConfigError, match="at most 4 CPUs, not 5"):
         it.machine.start()
     assert it.kernel.open_fds == []
 
 
 def test_no_kvm_is_reported_as_such(run):
     it = run(kernel=FakeKernel(open_error=errno.ENOENT))
-    with it.machine, pytest.raises(KvmUnavailable):
+    with pytest.raises(KvmUnavailable):
         it.machine.start()
 
 
@@ -284,7 +278,7 @@ def test_no_kvm_is_reported_as_such(run):
 )
 def test_unknown_extension_is_one_sentence_with_the_nearest_name(run, option, value, sentence):
     it = run(**{option: value})
-    with it.machine, pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as caught:
         it.machine.start()
     assert str(caught.value) == sentence
 
@@ -297,7 +291,7 @@ def test_guest_without_ssaia_gets_a_plic(run):
 
 def test_aia_without_ssaia_is_refused(run):
     it = run(isa="host,-ssaia", irqchip="aia")
-    with it.machine, pytest.raises(ConfigError, match="--irqchip aia needs the extension ssaia"):
+    with pytest.raises(ConfigError, match="--irqchip aia needs the extension ssaia"):
         it.machine.start()
 
 
@@ -306,7 +300,7 @@ def test_corrupt_compressed_kernel_is_one_sentence_and_leaves_nothing(run, image
     packed = gzip.compress(whole)
     (tmp_path / "bad.gz").write_bytes(packed[:100_000] + bytes(1000) + packed[101_000:])
     it = run(kernel_file=str(tmp_path / "bad.gz"), log=str(tmp_path / "log"))
-    with it.machine, pytest.raises(ConfigError, match=r"^The kernel .*bad\.gz "):
+    with pytest.raises(ConfigError, match=r"^The kernel .*bad\.gz "):
         it.machine.start()
     assert it.kernel.open_fds == []
     assert not (tmp_path / "log").exists()
@@ -419,7 +413,7 @@ def test_machine_closed_during_a_reboot_never_starts_the_new_guest(run, monkeypa
     it.start()
     happens(started)
     in_time(it.machine.close)
-    assert it.machine.wait().reason == outcome.QUIT
+    assert in_time(it.machine.wait).reason == outcome.QUIT
     assert [vm.has_run for vm in it.kernel.vms] == [True, False]
     assert it.kernel.open_fds == []
 
@@ -467,7 +461,7 @@ def test_run_can_end_while_a_reboot_waits_for_a_reader(run, no_patience):
     it.start()
     happens(rebooting)
     it.machine.end(Outcome(outcome.TIMEOUT, "too long"))
-    assert it.machine.wait().reason == outcome.TIMEOUT
+    assert in_time(it.machine.wait).reason == outcome.TIMEOUT
     in_time(it.machine.close)
     assert it.kernel.open_fds == []
 
@@ -476,7 +470,7 @@ def test_reader_that_goes_away_is_noticed_without_any_output(run):
     it = run([idle])
     it.start()
     it.hang_up()
-    assert it.machine.wait().reason == outcome.OUTPUT_CLOSED
+    assert in_time(it.machine.wait).reason == outcome.OUTPUT_CLOSED
 
 
 def test_output_to_a_file_needs_no_watching(image, tmp_path):
@@ -490,6 +484,7 @@ def test_output_to_a_file_needs_no_watching(image, tmp_path):
 
 def test_one_descriptor_can_be_input_and_output(image):
     ours, guests = socket.socketpair()
+    ours.settimeout(PATIENCE)
     with ours, guests:
         fd = guests.fileno()
         kernel = FakeKernel([*prints(b"?"), echo])
@@ -684,7 +679,7 @@ def test_everybody_who_waits_sees_the_same_end(run):
     waiting = [Background(it.machine.wait) for _ in range(3)]
     it.machine.end(QUIT)
     assert {id(thread.result()) for thread in waiting} == {id(QUIT)}
-    assert it.machine.wait() is QUIT
+    assert in_time(it.machine.wait) is QUIT
 
 
 def test_end_before_the_start_counts(run):
@@ -698,7 +693,7 @@ def test_machine_that_never_started_can_be_closed(run):
     it.machine.prepare()
     in_time(it.machine.close)
     in_time(it.machine.close)
-    assert it.machine.wait().reason == outcome.QUIT
+    assert in_time(it.machine.wait).reason == outcome.QUIT
 
 
 def test_prepared_machine_is_prepared_once(run):
@@ -716,6 +711,6 @@ def test_break_between_two_boards_is_dropped(run):
 def test_output_that_would_overwrite_the_kernel_is_refused(run, image, option):
     before = Path(image).read_bytes()
     it = run(**{option: image})
-    with it.machine, pytest.raises(ConfigError, match="would be written over, and the guest needs it"):
+    with pytest.raises(ConfigError, match="would be written over, and the guest needs it"):
         it.machine.start()
     assert Path(image).read_bytes() == before

@@ -91,8 +91,98 @@ class Clock(Protocol):
         """
 
 
+class MsiLine(Protocol):
+    """One message-signalled interrupt. Behind it is an eventfd, which is also where a message waits.
+
+    While the line is ``open`` a signal reaches the guest at once; while it is not, the eventfd keeps it and
+    ``open`` delivers it then. So the same mechanism serves a masked MSI-X vector, whoever signals it: a
+    device model, or a kernel half (vhost) that only knows the eventfd. Callable from any thread; the
+    device's lock orders the calls.
+    """
+
+    #: The eventfd. A kernel half of the device may write to it.
+    fd: int
+
+    def program(self, address: int, data: int) -> None:
+        """Set the message: 32 bits of ``data`` stored at ``address``. No signal in flight is lost."""
+
+    def open(self) -> None:
+        """Deliver from now on, beginning with what waits. Idempotent."""
+
+    def shut(self) -> None:
+        """Keep signals back from now on. Idempotent."""
+
+    def signal(self) -> None:
+        """One message."""
+
+    def pending(self) -> bool:
+        """Whether a signal was kept back."""
+
+    def clear(self) -> None:
+        """Forget what was kept back. Only while shut."""
+
+    def close(self) -> None:
+        """Release the route and the eventfd."""
+
+
+class Doorbell(Protocol):
+    """A guest address whose stores the kernel turns into an eventfd (KVM_IOEVENTFD), without an exit."""
+
+    #: The eventfd that a store signals; it stays the same when the doorbell moves.
+    fd: int
+
+    def place(self, address: int | None) -> None:
+        """Listen at this guest-physical address, or nowhere. No store is lost that came before.
+
+        Where the kernel refuses, stores go on causing exits: the device's register takes them.
+        """
+
+    def close(self) -> None:
+        """Release it. Nothing watches ``fd`` any more."""
+
+
+class Doorbells(Protocol):
+    """Makes doorbells."""
+
+    def __call__(self, size: int, value: int | None) -> Doorbell:
+        """For stores of ``size`` bytes, of any value or of one. It is nowhere yet."""
+
+
 class Timer(Protocol):
-    """A pending call of :meth:`Clock.call_at`."""
+    """A pending call of :meth:`Clock.call_at`, or of :meth:`Loop.call_later`."""
 
     def cancel(self) -> None:
         """Do not run it. Harmless when it has run."""
+
+
+class Watch(Protocol):
+    """A descriptor that the loop watches."""
+
+    def close(self) -> None:
+        """Stop watching. Idempotent; on the loop's thread, before the descriptor is closed."""
+
+    def modify(self, events: int) -> None:
+        """Wait for ``events`` (EPOLL bits) from now on."""
+
+
+class Loop(Protocol):
+    """The I/O thread. Callbacks run on it, with no lock held; one that raises ends the machine."""
+
+    def watch(self, fd: int, callback: Callable[[int], None], events: int = 1) -> Watch:
+        """Call ``callback(events)`` whenever ``fd`` has any of ``events``. On the loop's thread.
+
+        Level-triggered. Raises PermissionError for a descriptor that is always ready (a regular file).
+        """
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        """Run ``callback`` on the loop's thread. Callable from any thread."""
+
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
+        """Run ``callback`` on the loop's thread after ``seconds``. Callable from any thread."""
+
+
+class Workers(Protocol):
+    """A few threads for host I/O that may block."""
+
+    def submit(self, job: Callable[[], None]) -> None:
+        """Run ``job`` on one of them. Callable from any thread. A job that raises ends the machine."""

@@ -29,7 +29,10 @@ _CANCELLED_KEPT = 64
 
 
 class Watch:
-    """A watched descriptor. ``close`` before closing the descriptor; loop thread or before ``start``."""
+    """A watched descriptor. ``close`` before closing the descriptor. Callable from any thread.
+
+    A callback that is under way on the loop's thread may still be while another thread closes the watch.
+    """
 
     __slots__ = ("_loop", "callback", "fd")
 
@@ -124,6 +127,7 @@ class EventLoop:
         self._on_error = on_error
         self._epoll = select.epoll()
         self._watches: dict[int, Watch] = {}
+        self._watch_lock = threading.Lock()
         # deque.append and popleft are atomic: the only thing here that relies on the interpreter for that.
         self._calls: deque[Callable[[], None]] = deque()
         self._timers = _Timers()
@@ -135,17 +139,20 @@ class EventLoop:
     def watch(self, fd: int, callback: Callable[[int], None], events: int = select.EPOLLIN) -> Watch:
         """Call ``callback(events)`` whenever ``fd`` has any of ``events``.
 
-        Raises PermissionError for a descriptor that is always ready (a regular file).
+        Raises PermissionError for a descriptor that is always ready (a regular file). Callable from any
+        thread.
         """
-        self._epoll.register(fd, events)
         watch = Watch(self, fd, callback)
-        self._watches[fd] = watch
+        with self._watch_lock:
+            self._epoll.register(fd, events)
+            self._watches[fd] = watch
         return watch
 
     def _forget(self, watch: Watch) -> None:
-        if self._watches.get(watch.fd) is watch:
-            del self._watches[watch.fd]
-            self._epoll.unregister(watch.fd)
+        with self._watch_lock:
+            if self._watches.get(watch.fd) is watch:
+                del self._watches[watch.fd]
+                self._epoll.unregister(watch.fd)
 
     def call_soon(self, callback: Callable[[], None]) -> None:
         """Run ``callback`` on the loop thread. Callable from any thread."""
@@ -183,8 +190,8 @@ class EventLoop:
         for fd, events in self._epoll.poll(self._timeout()):
             if fd == self._wake_fd:
                 os.eventfd_read(fd)
-            elif fd in self._watches:  # an earlier callback of this pass may have closed it
-                self._watches[fd].callback(events)
+            elif watch := self._watches.get(fd):  # an earlier callback of this pass may have closed it
+                watch.callback(events)
         now = time.monotonic()
         while callback := self._timers.take_due(now):
             callback()

@@ -159,7 +159,7 @@ class Watch(Protocol):
     """A descriptor that the loop watches."""
 
     def close(self) -> None:
-        """Stop watching. Idempotent; on the loop's thread, before the descriptor is closed."""
+        """Stop watching, before the descriptor is closed. Idempotent; callable from any thread."""
 
     def modify(self, events: int) -> None:
         """Wait for ``events`` (EPOLL bits) from now on."""
@@ -169,7 +169,7 @@ class Loop(Protocol):
     """The I/O thread. Callbacks run on it, with no lock held; one that raises ends the machine."""
 
     def watch(self, fd: int, callback: Callable[[int], None], events: int = 1) -> Watch:
-        """Call ``callback(events)`` whenever ``fd`` has any of ``events``. On the loop's thread.
+        """Call ``callback(events)`` whenever ``fd`` has any of ``events``. Callable from any thread.
 
         Level-triggered. Raises PermissionError for a descriptor that is always ready (a regular file).
         """

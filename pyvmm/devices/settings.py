@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a user may say about a device: ``KIND,key=value,flag``, declared by the device and checked here.
+
+A device class lists its keys in ``SETTINGS`` and, in ``POSITIONAL``, those that may be given as bare leading
+words (``disk.img,ro``). Values are parsed and checked before any device is opened.
+"""
+
+from __future__ import annotations
+
+from pyvmm.errors import ConfigError
+from pyvmm.nearest import nearest
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+_SIZE_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+class Setting:
+    """One key. ``parse`` turns its text into a value or raises ValueError saying what it takes.
+
+    ``default`` is its value when it is not given; ``bare`` the text that a key without ``=`` stands for.
+    """
+
+    __slots__ = ("bare", "default", "help", "parse")
+
+    def __init__(
+        self,
+        parse: Callable[[str], object],
+        help: str,
+        *,
+        default: object = None,
+        bare: str | None = None,
+    ) -> None:
+        self.parse = parse
+        self.help = help
+        self.default = default
+        self.bare = bare
+
+
+def flag(help: str) -> Setting:
+    """A key that is off unless named: ``ro``, also ``ro=on`` and ``ro=off``."""
+    return Setting(_parse_flag, help, default=False, bare="on")
+
+
+def text(help: str, default: str | None = None) -> Setting:
+    """A key with any text that is not empty."""
+    return Setting(_parse_text, help, default=default)
+
+
+def number(help: str, low: int, high: int, default: int | None = None) -> Setting:
+    """A key with a whole number from ``low`` to ``high``, decimal or 0x."""
+
+    def parse(value: str) -> int:
+        try:
+            result = int(value, 0)
+        except ValueError:
+            result = low - 1
+        if not low <= result <= high:
+            raise ValueError(f"a whole number from {low} to {high}")
+        return result
+
+    return Setting(parse, help, default=default)
+
+
+def size(help: str, default: int | None = None) -> Setting:
+    """A key with a number of bytes: 4096, 64K, 512M, 2G."""
+    return Setting(_parse_size, help, default=default)
+
+
+def choice(help: str, *choices: str, default: str | None = None) -> Setting:
+    """A key with one of some words."""
+
+    def parse(value: str) -> str:
+        if value not in choices:
+            raise ValueError(f"one of {', '.join(choices)}")
+        return value
+
+    return Setting(parse, help, default=default)
+
+
+class Settings:
+    """Checked values of one device, by key. ``what`` is how the user spelled it, for error messages."""
+
+    __slots__ = ("_values", "what")
+
+    def __init__(self, values: Mapping[str, object], what: str) -> None:
+        self._values = values
+        self.what = what
+
+    def text(self, key: str) -> str | None:
+        """A text, or None when it was not given."""
+        value = self._values[key]
+        assert value is None or isinstance(value, str)
+        return value
+
+    def number(self, key: str) -> int | None:
+        """A number, or None when it was not given."""
+        value = self._values[key]
+        assert value is None or isinstance(value, int)
+        return value
+
+    def flag(self, key: str) -> bool:
+        """Whether it is on."""
+        return bool(self._values[key])
+
+    def require(self, key: str) -> str:
+        """A text that has to be there. Raises ConfigError."""
+        value = self.text(key)
+        if value is None:
+            raise ConfigError(f"{self.what} needs {key}=.")
+        return value
+
+
+def parse(what: str, body: str, known: Mapping[str, Setting], positional: tuple[str, ...] = ()) -> Settings:
+    """Parse ``body``, the part after the kind. Raises ConfigError naming ``what`` (``--disk x.img,foo``)."""
+    values: dict[str, object] = {key: setting.default for key, setting in known.items()}
+    given: set[str] = set()
+    waiting = [key for key in positional]
+    for word in body.split(",") if body else []:
+        key, equals, value = word.partition("=")
+        if waiting and (not equals or key not in known) and key not in known:
+            key, value, equals = waiting.pop(0), word, "="
+        setting = known.get(key)
+        if setting is None:
+            raise ConfigError(f"{what} has no setting {key!r}.{nearest(key, known)}")
+        if key in given:
+            raise ConfigError(f"{what} has {key} twice.")
+        given.add(key)
+        if not equals and setting.bare is None:
+            raise ConfigError(f"{what} needs a value for {key}: {key}=...")
+        try:
+            values[key] = setting.parse(value if equals else setting.bare or "")
+        except ValueError as error:
+            raise ConfigError(f"{what}: {key} takes {error}, not {value!r}.") from None
+        waiting = [other for other in waiting if other != key]
+    return Settings(values, what)
+
+
+def _parse_flag(value: str) -> bool:
+    if value in ("on", "1", "yes", "true"):
+        return True
+    if value in ("off", "0", "no", "false"):
+        return False
+    raise ValueError("on or off")
+
+
+def _parse_text(value: str) -> str:
+    if not value:
+        raise ValueError("a text that is not empty")
+    return value
+
+
+def _parse_size(value: str) -> int:
+    digits = value.rstrip("KMGTkmgt")
+    unit = value[len(digits) :].upper()
+    if not digits.isascii() or not digits.isdigit() or len(digits) > 15 or unit not in _SIZE_UNITS:
+        raise ValueError("a size such as 4096, 64K or 512M")
+    return int(digits) * _SIZE_UNITS[unit]

@@ -1,0 +1,364 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all transports of a virtio device share: feature negotiation, status, queues, reset.
+
+Follows virtio 1.2, sections 2.1 to 2.6 and 3.1. A transport is a register map whose handlers call in here,
+with the device's lock held. ``write_status`` and ``write_queue_reset`` return what the transport's write has
+to return: waiting for host I/O in flight, which must not happen under the lock.
+
+A driver that breaks the rules gets DEVICE_NEEDS_RESET when it broke a ring, and is ignored and counted in
+``odd`` when it wrote a register at the wrong time.
+"""
+
+from __future__ import annotations
+
+import os
+
+from pyvmm.devices.virtio import bits
+from pyvmm.devices.virtio.queue import QueueSetup, make_queue
+from pyvmm.devices.virtio.session import ActiveQueue, Session
+from pyvmm.errors import GuestAccessError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Protocol
+
+    from pyvmm.devices.base import Doorbell
+    from pyvmm.devices.virtio.device import VirtioDevice
+    from pyvmm.devices.virtio.session import Services
+    from pyvmm.memory import GuestMemory
+    from pyvmm.mmio.regs import State
+    from pyvmm.ring import Ring
+
+    After = Callable[[], None] | None
+
+    class Interrupts(Protocol):
+        """How a transport interrupts the driver. Called with the device's lock held."""
+
+        def queue_interrupt(self, index: int) -> None:
+            """Queue ``index`` has used buffers."""
+
+        def config_interrupt(self) -> None:
+            """The configuration space or the status changed."""
+
+        def queue_line(self, index: int) -> int | None:
+            """The eventfd that interrupts for this queue without us, or None."""
+
+
+_DRIVER_BITS = bits.ACKNOWLEDGE | bits.DRIVER | bits.DRIVER_OK | bits.FEATURES_OK | bits.FAILED
+_LOW = 0xFFFF_FFFF
+_WORDS = 2  # of 32 feature bits
+
+
+class QueueRegisters:
+    """What a driver says about one queue before it enables it. Addresses are guest-physical bytes."""
+
+    __slots__ = ("desc", "device", "driver", "enabled", "largest", "size")
+
+    NAMES = ("size", "desc", "driver", "device", "enabled")
+
+    def __init__(self, largest: int) -> None:
+        self.largest = largest
+        self.reset()
+
+    def reset(self) -> None:
+        """Power-on values."""
+        self.size = self.largest
+        self.desc = self.driver = self.device = 0
+        self.enabled = False
+
+
+class VirtioCore:
+    """One device behind one transport, whose ``interrupts`` reach the driver.
+
+    ``doorbells`` has one entry a queue; ``lock`` is the device's and the transport's. ``broken`` says what
+    the driver did when DEVICE_NEEDS_RESET is set.
+    """
+
+    def __init__(
+        self,
+        device: VirtioDevice,
+        interrupts: Interrupts,
+        memory: GuestMemory,
+        ring: Ring,
+        services: Services,
+        doorbells: Sequence[Doorbell],
+    ) -> None:
+        self.device = device
+        self.lock = device.lock
+        self.odd = 0
+        self.broken = ""
+        self._interrupts = interrupts
+        self._memory = memory
+        self._ring = ring
+        self._services = services
+        self._doorbells = doorbells
+        self._calls: dict[int, int] = {}  # queue index -> eventfd of an offloaded queue without a line
+        self._session: Session | None = None
+        self.registers = [QueueRegisters(size) for size in device.queue_sizes]
+        self._none = QueueRegisters(0)
+        device.listen(self._config_changed)
+        self._clear()
+
+    def _clear(self) -> None:
+        self.status = 0
+        self.device_feature_select = 0
+        self.driver_feature_select = 0
+        self.driver_features = 0
+        self.queue_select = 0
+        self.generation = 0
+        self.broken = ""
+        for queue in self.registers:
+            queue.reset()
+
+    # Features
+
+    @property
+    def offered(self) -> int:
+        """Every feature bit the driver may choose from."""
+        return (self.device.offered() | bits.TRANSPORT_FEATURES) & ~self.device.withheld
+
+    def read_device_features(self) -> int:
+        """The selected 32 of the bits on offer."""
+        return self.offered >> 32 * self.device_feature_select & _LOW if self._word_ok(True) else 0
+
+    def read_driver_features(self) -> int:
+        """The selected 32 of the driver's bits."""
+        return self.driver_features >> 32 * self.driver_feature_select & _LOW if self._word_ok(False) else 0
+
+    def write_driver_features(self, value: int) -> None:
+        """Set the selected 32 of the driver's bits; not any more once they were accepted."""
+        if self.status & bits.FEATURES_OK or not self._word_ok(False):
+            self.odd += 1
+            return
+        shift = 32 * self.driver_feature_select
+        self.driver_features = self.driver_features & ~(_LOW << shift) | value << shift
+
+    def _word_ok(self, device: bool) -> bool:
+        select = self.device_feature_select if device else self.driver_feature_select
+        return select < _WORDS
+
+    # Status
+
+    def write_status(self, value: int) -> After:
+        """The driver's step in section 3.1.1, or a reset."""
+        if value == 0:
+            return self.reset()
+        fresh = value & _DRIVER_BITS & ~self.status
+        if fresh & bits.FEATURES_OK and not self._features_acceptable():
+            fresh &= ~bits.FEATURES_OK
+        self.status |= fresh & ~bits.DRIVER_OK
+        if fresh & bits.DRIVER_OK:
+            if not self.status & bits.FEATURES_OK or self.status & bits.NEEDS_RESET:
+                self.odd += 1
+            else:
+                self.status |= bits.DRIVER_OK
+                self._activate()
+        return None
+
+    def _features_acceptable(self) -> bool:
+        features = self.driver_features
+        return (
+            not features & ~self.offered
+            and bits.has(features, bits.F_VERSION_1)
+            and self.device.acceptable(features)
+        )
+
+    def reset(self) -> After:
+        """Back to power-on. Returns what must be waited for before the driver may reuse its memory."""
+        self._clear()
+        session, self._session = self._session, None
+        self.device.reset()
+        if session is None:
+            return None
+        session.end()
+        self.device.stop()
+        self._drop_calls()
+        return lambda: self._finish(session)
+
+    @staticmethod
+    def _finish(session: Session) -> None:
+        session.drain()
+        for queue in session.queues:
+            if queue.ring is not None:
+                queue.ring.close()
+
+    # Queues
+
+    @property
+    def selected(self) -> QueueRegisters:
+        """Registers of the selected queue; of an empty one when there is no such queue."""
+        if self.queue_select < len(self.registers):
+            return self.registers[self.queue_select]
+        self._none.reset()
+        return self._none
+
+    def set_queue(self, name: str, value: int) -> None:
+        """Write ``size``, or 32 bits of an address, of the selected queue while it is disabled."""
+        queue = self.selected
+        if queue is self._none or queue.enabled:
+            self.odd += 1
+        else:
+            setattr(queue, name, value)
+
+    def set_queue_address(self, name: str, high: bool, value: int) -> None:
+        """Write one half of an area's address."""
+        old = getattr(self.selected, name)
+        new = old & _LOW | value << 32 if high else old & ~_LOW | value
+        self.set_queue(name, new)
+
+    def enable_queue(self) -> None:
+        """The driver finished setting the selected queue up."""
+        queue = self.selected
+        if queue is self._none or queue.enabled or not 0 < queue.size <= queue.largest:
+            self.odd += 1
+            return
+        queue.enabled = True
+        session = self._session
+        if session is not None and session.alive:  # it comes back after a reset of its own
+            active = session.queues[self.queue_select]
+            session.guard(self._make_ring, active)
+            if session.alive and active.ring is not None and not active.offloaded:
+                session.kick(active)
+
+    def disable_queue(self) -> After:
+        """Queue reset (section 2.6.1), also what virtio-mmio's QueueReady = 0 asks for."""
+        queue = self.selected
+        if queue is self._none or not queue.enabled:
+            return None
+        index = self.queue_select
+        queue.reset()
+        session = self._session
+        if session is None:
+            return None
+        active = session.queues[index]
+        ring, active.ring = active.ring, None
+        active.forget_chains()
+        self.device.on_queue_stop(active)
+
+        def finish() -> None:
+            session.drain()
+            if ring is not None:
+                ring.close()
+
+        return finish
+
+    def notify(self, index: int) -> None:
+        """A doorbell that the kernel did not catch. On a vCPU's thread."""
+        session = self._session
+        if session is None or index >= len(session.queues):
+            self.odd += 1
+            return
+        os.eventfd_write(session.queues[index].kick_fd, 1)
+
+    def _activate(self) -> None:
+        session = Session(
+            self._services,
+            self.lock,
+            self._memory,
+            self.driver_features,
+            interrupt=self._interrupts.queue_interrupt,
+            call_fd=self._call_fd,
+            fail=self._fail,
+        )
+        self._session = session
+        session.on_kick = self._kicked
+        session.queues = tuple(
+            ActiveQueue(session, index, doorbell.fd) for index, doorbell in enumerate(self._doorbells)
+        )
+        for queue in session.queues:
+            if self.registers[queue.index].enabled:
+                session.guard(self._make_ring, queue)
+        if session.alive:
+            session.guard(self.device.activate, session)
+        if session.alive:
+            for queue in session.queues:
+                session.begin(queue)
+
+    def _kicked(self, queue: ActiveQueue) -> None:
+        if queue.ring is not None:
+            self.device.on_kick(queue)
+
+    def _make_ring(self, queue: ActiveQueue) -> None:
+        queue.size = self.registers[queue.index].size
+        queue.ring = make_queue(self._memory, self._ring, self.setup(queue.index))
+
+    def setup(self, index: int) -> QueueSetup:
+        """Where the driver put queue ``index``, and how it is to be worked."""
+        queue = self.registers[index]
+        features = self.driver_features
+        return QueueSetup(
+            queue.size,
+            queue.desc,
+            queue.driver,
+            queue.device,
+            event_idx=bits.has(features, bits.F_EVENT_IDX),
+            indirect=bits.has(features, bits.F_INDIRECT_DESC),
+            packed=bits.has(features, bits.F_RING_PACKED),
+        )
+
+    def _call_fd(self, index: int) -> int:
+        """An eventfd that interrupts for an offloaded queue: the transport's, or one that we listen to."""
+        line = self._interrupts.queue_line(index)
+        if line is not None:
+            return line
+        session = self._session
+        assert session is not None
+        fd = self._calls[index] = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+        def on_call(_events: int) -> None:
+            try:
+                os.eventfd_read(fd)
+            except BlockingIOError:
+                return
+            self._interrupts.queue_interrupt(index)
+
+        session.watch(fd, on_call)
+        return fd
+
+    def _drop_calls(self) -> None:
+        """Close the eventfds we listened to. After the session ended and the device stopped."""
+        for fd in self._calls.values():
+            os.close(fd)
+        self._calls.clear()
+
+    def _fail(self, reason: str) -> None:
+        self.broken = reason
+        self.status |= bits.NEEDS_RESET
+        if self.status & bits.DRIVER_OK:
+            self._interrupts.config_interrupt()
+
+    def _config_changed(self) -> None:
+        self.generation = self.generation + 1 & 0xFF
+        if self.status & bits.DRIVER_OK:
+            self._interrupts.config_interrupt()
+
+    def close(self) -> None:
+        """End the device's life with the machine's. Without the lock."""
+        with self.lock:
+            after = self.reset()
+        if after is not None:
+            after()
+        self.device.close()
+
+    # State
+
+    _STATE = (
+        "status",
+        "device_feature_select",
+        "driver_feature_select",
+        "driver_features",
+        "queue_select",
+        "generation",
+    )
+
+    def state(self) -> State:
+        """Everything the driver set, as plain data. Call with the lock held and no chain in flight."""
+        state: State = {name: getattr(self, name) for name in self._STATE}
+        state["queues"] = [
+            {name: int(getattr(queue, name)) for name in QueueRegisters.NAMES} for queue in self.registers
+        ]
+        rings = self._session.queues if self._session is not None else ()
+        state["rings"] = [queue.ring.state() if queue.ring is not None else {} for queue in rings]
+        state["device"] = self.device.state()
+        return state

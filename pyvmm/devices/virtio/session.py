@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One life of a virtio device: from DRIVER_OK to the next reset.
+
+Everything a device does on behalf of the driver goes through its session, so that a reset ends all of it:
+callbacks that come late are dropped, and host I/O in flight is waited for before the reset is over.
+
+A device's code runs in two places: register handlers on a vCPU's thread, and everything else on the loop's
+thread, through ``Session.run``. That takes the device's lock, looks whether the session is still alive, turns
+a broken ring into DEVICE_NEEDS_RESET, and sends the interrupts that completed chains call for.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from functools import partial
+
+from pyvmm.errors import GuestAccessError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import TypeVar
+
+    from pyvmm.devices.base import Loop, Timer, Watch, Workers
+    from pyvmm.devices.virtio.chain import Chain
+    from pyvmm.devices.virtio.queue import Virtqueue
+    from pyvmm.memory import GuestMemory
+
+    T = TypeVar("T")
+
+
+class Services:
+    """What the machine lends to a device: the I/O thread and the worker threads."""
+
+    __slots__ = ("loop", "workers")
+
+    def __init__(self, loop: Loop, workers: Workers) -> None:
+        self.loop = loop
+        self.workers = workers
+
+
+class ActiveQueue:
+    """A queue the driver has set up. ``ring`` is None while the driver has not, or has reset it.
+
+    ``kick_fd`` is the eventfd the driver's notifications arrive on.
+    """
+
+    __slots__ = ("_chains", "_session", "index", "kick_fd", "offloaded", "ring", "size")
+
+    def __init__(self, session: Session, index: int, kick_fd: int) -> None:
+        self._session = session
+        self._chains: set[Chain] = set()
+        self.index = index
+        self.kick_fd = kick_fd
+        self.size = 0
+        self.ring: Virtqueue | None = None
+        #: A kernel half works this queue; pyvmm does not look at it.
+        self.offloaded = False
+
+    @property
+    def in_flight(self) -> int:
+        """Chains taken and not completed."""
+        return len(self._chains)
+
+    def pop(self) -> Chain | None:
+        """The next chain, or None. Raises QueueError, which the session turns into DEVICE_NEEDS_RESET."""
+        if self.ring is None:
+            return None
+        chain = self.ring.pop()
+        if chain is not None:
+            self._chains.add(chain)
+        return chain
+
+    def chains(self) -> Iterator[Chain]:
+        """Every chain there is, without further kicks for them; at most a queue-full.
+
+        What is left then comes with a kick of our own, after the other devices had their turn. Afterwards
+        kicks come again.
+        """
+        ring = self.ring
+        if ring is None:
+            return
+        ring.pause_notify()
+        for _ in range(self.size):
+            chain = self.pop()
+            if chain is None:
+                if not ring.resume_notify():
+                    return
+                ring.pause_notify()
+                continue
+            yield chain
+            if self.ring is not ring:
+                return
+        self._session.kick(self)
+
+    def wait_for_chains(self) -> bool:
+        """Ask for a kick when the driver adds a chain. True: it just did, and no kick will come for it."""
+        return self.ring is not None and self.ring.resume_notify()
+
+    def complete(self, chain: Chain, written: int) -> None:
+        """Give a chain back, ``written`` bytes of its writable part filled. The interrupt follows by itself.
+
+        A chain from before the queue was reset is dropped.
+        """
+        if chain in self._chains and self.ring is not None:
+            self._chains.remove(chain)
+            self.ring.complete(chain, written)
+            self._session.completed(self)
+
+    def forget_chains(self) -> None:
+        """The queue was reset: nothing taken from it will be given back."""
+        self._chains.clear()
+
+    def offload(self) -> tuple[int, int]:
+        """Leave this queue to a kernel half: the eventfds for the driver's kicks and for interrupts."""
+        self.offloaded = True
+        return self.kick_fd, self._session.call_fd(self.index)
+
+
+class Session:
+    """See the module. Made by the transport's core.
+
+    ``features`` is what was negotiated, ``queues`` has one entry for every queue of the device, set up by
+    the driver or not.
+    """
+
+    def __init__(
+        self,
+        services: Services,
+        lock: threading.Lock,
+        memory: GuestMemory,
+        features: int,
+        *,
+        interrupt: Callable[[int], None],
+        call_fd: Callable[[int], int],
+        fail: Callable[[str], None],
+    ) -> None:
+        self._services = services
+        self._lock = lock
+        self._interrupt = interrupt
+        self._fail = fail
+        self._dirty: list[ActiveQueue] = []
+        self._watches: list[Watch] = []
+        self._jobs = 0
+        self._jobs_done = threading.Condition(threading.Lock())
+        self.call_fd = call_fd
+        self.memory = memory
+        self.features = features
+        self.alive = True
+        self.queues: tuple[ActiveQueue, ...] = ()
+        self.on_kick: Callable[[ActiveQueue], None] = _ignore_kick
+
+    # For devices. Lock held, but for ``post``.
+
+    def post(self, callback: Callable[[], None]) -> None:
+        """Run ``callback`` on the loop's thread, inside the session. Callable from any thread."""
+        self._services.loop.call_soon(partial(self.run, callback))
+
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
+        """Run ``callback`` on the loop's thread after ``seconds``, inside the session."""
+        return self._services.loop.call_later(seconds, partial(self.run, callback))
+
+    def watch(self, fd: int, callback: Callable[[int], None], events: int = 1) -> Watch:
+        """Call ``callback(events)`` on the loop's thread, inside the session, while ``fd`` is ready.
+
+        It ends with the session; ``close`` it before closing the descriptor earlier.
+        """
+        watch = self._services.loop.watch(fd, partial(self.run, callback), events)
+        self._watches.append(watch)
+        return watch
+
+    def submit(self, job: Callable[[], T], done: Callable[[T], None]) -> None:
+        """Run ``job`` on a worker, then ``done`` with its result inside the session.
+
+        ``job`` touches neither device nor queue, only the views of its chain. It does not raise: host errors
+        are part of its result. A reset waits for it, and then drops ``done``.
+        """
+        with self._jobs_done:
+            self._jobs += 1
+        self._services.workers.submit(partial(self._work, job, done))
+
+    def kick(self, queue: ActiveQueue) -> None:
+        """Act as if the driver had kicked ``queue``, after everybody else's turn."""
+        self.post(partial(self._kicked, queue))
+
+    def fail(self, reason: str) -> None:
+        """The driver broke the rules: nothing more is done for it until it resets the device."""
+        if self.alive:
+            self.alive = False
+            self._fail(reason)
+
+    # For queues and the transport's core.
+
+    def run(self, callback: Callable[..., None], *arguments: object) -> None:
+        """Call into the device on the loop's thread. See the module."""
+        with self._lock:
+            if not self.alive:
+                return
+            self.guard(callback, *arguments)
+            dirty, self._dirty = self._dirty, []
+            for queue in dirty:
+                if queue.ring is not None and queue.ring.should_interrupt():
+                    self._interrupt(queue.index)
+
+    def guard(self, callback: Callable[..., None], *arguments: object) -> None:
+        """Call into the device with the lock held; what the driver broke ends the session."""
+        try:
+            callback(*arguments)
+        except GuestAccessError as error:
+            self.fail(str(error))
+
+    def completed(self, queue: ActiveQueue) -> None:
+        """A chain of ``queue`` was given back: look at the end of this callback whether to interrupt."""
+        if queue not in self._dirty:
+            self._dirty.append(queue)
+
+    def begin(self, queue: ActiveQueue) -> None:
+        """Listen to the driver's kicks of ``queue``."""
+        if not queue.offloaded:
+            self.watch(queue.kick_fd, partial(self._kick_event, queue))
+
+    def end(self) -> None:
+        """No callback gets in any more. With the lock held."""
+        self.alive = False
+        for queue in self.queues:
+            queue.forget_chains()
+        for watch in self._watches:
+            watch.close()
+        self._watches = []
+
+    def drain(self) -> None:
+        """Wait until no worker touches guest memory for this session. Without the lock."""
+        with self._jobs_done:
+            while self._jobs:
+                self._jobs_done.wait()
+
+    def _kick_event(self, queue: ActiveQueue, _events: int) -> None:
+        try:
+            os.eventfd_read(queue.kick_fd)
+        except BlockingIOError:
+            return
+        self.on_kick(queue)
+
+    def _kicked(self, queue: ActiveQueue) -> None:
+        self.on_kick(queue)
+
+    def _work(self, job: Callable[[], T], done: Callable[[T], None]) -> None:
+        try:
+            result = job()
+        finally:
+            with self._jobs_done:
+                self._jobs -= 1
+                self._jobs_done.notify_all()
+        self.post(partial(done, result))
+
+
+def _ignore_kick(_queue: ActiveQueue) -> None:
+    """Nobody works the queues."""

@@ -46,5 +46,9 @@ class GuestAccessError(PyvmmError):
     """An address that the guest named is not backed by its memory. Devices catch it and count."""
 
 
+class QueueError(GuestAccessError):
+    """The guest broke a virtqueue: its addresses, its indices or a descriptor. The device needs a reset."""
+
+
 class BusError(PyvmmError):
     """Two mappings overlap, or one is empty or wraps: a wiring bug of the machine, never of a guest."""

@@ -20,7 +20,7 @@ from pyvmm.errors import HostError
 LIBRARY = "libatomic.so.1"
 
 # The memory orders of <stdatomic.h>, which are part of libatomic's ABI.
-_ACQUIRE, _RELEASE = 2, 3
+_RELAXED, _ACQUIRE, _RELEASE, _SEQ_CST = 0, 2, 3, 5
 
 
 class Ring:
@@ -29,7 +29,7 @@ class Ring:
     Raises HostError when the library is absent: there is no slower way that would still be right.
     """
 
-    __slots__ = ("_load4", "_store4", "backend")
+    __slots__ = ("_fence", "_load2", "_load4", "_store2", "_store4", "backend")
 
     def __init__(self, library: str = LIBRARY) -> None:
         try:
@@ -41,11 +41,40 @@ class Ring:
                 error.errno or 0,
             ) from error
         self.backend = f"{library} through ctypes"
+        self._load2 = atomic["__atomic_load_2"]
+        self._load2.argtypes, self._load2.restype = (ctypes.c_void_p, ctypes.c_int), ctypes.c_uint16
         self._load4 = atomic["__atomic_load_4"]
         self._load4.argtypes, self._load4.restype = (ctypes.c_void_p, ctypes.c_int), ctypes.c_uint32
+        self._store2 = atomic["__atomic_store_2"]
+        self._store2.argtypes = (ctypes.c_void_p, ctypes.c_uint16, ctypes.c_int)
+        self._store2.restype = None
         self._store4 = atomic["__atomic_store_4"]
         self._store4.argtypes = (ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int)
         self._store4.restype = None
+        self._fence = atomic["atomic_thread_fence"]
+        self._fence.argtypes, self._fence.restype = (ctypes.c_int,), None
+
+    def load16(self, address: int) -> int:
+        """Read the aligned 16-bit word at ``address``; later accesses are not done before it."""
+        value: int = self._load2(address, _ACQUIRE)
+        return value
+
+    def release16(self, address: int, value: int) -> None:
+        """Write the aligned 16-bit word at ``address``; earlier accesses are done before it."""
+        self._store2(address, value, _RELEASE)
+
+    def rearm16(self, address: int, value: int, peer: int) -> int:
+        """Write the word at ``address``, and only when others can see it read the 16-bit one at ``peer``."""
+        self._store2(address, value, _RELAXED)
+        self._fence(_SEQ_CST)
+        word: int = self._load2(peer, _ACQUIRE)
+        return word
+
+    def peer16(self, address: int) -> int:
+        """Read the 16-bit word at ``address`` only when others can see every earlier store."""
+        self._fence(_SEQ_CST)
+        value: int = self._load2(address, _ACQUIRE)
+        return value
 
     def load_acquire32(self, address: int) -> int:
         """Read the aligned 32-bit word at ``address``; later accesses are not done before it.

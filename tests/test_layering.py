@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "isa": {"errors", "nearest"},
     "devicetree": {"fdt", "isa"},
     "mmio": {"errors"},
-    "devices": {"mmio", "fdt", "errors"},
+    "devices": {"mmio", "memory", "ring", "fdt", "errors"},
     "kvm": {"errors", "ring"},
     "sbi": {"errors"},
     "trace": {"devices"},

@@ -117,7 +117,7 @@ def parse(what: str, body: str, known: Mapping[str, Setting], positional: tuple[
     """Parse ``body``, the part after the kind. Raises ConfigError naming ``what`` (``--disk x.img,foo``)."""
     values: dict[str, object] = {key: setting.default for key, setting in known.items()}
     given: set[str] = set()
-    waiting = [key for key in positional]
+    waiting = list(positional)
     for word in body.split(",") if body else []:
         key, equals, value = word.partition("=")
         if waiting and (not equals or key not in known) and key not in known:

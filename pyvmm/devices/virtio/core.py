@@ -16,7 +16,6 @@ import os
 from pyvmm.devices.virtio import bits
 from pyvmm.devices.virtio.queue import QueueSetup, make_queue
 from pyvmm.devices.virtio.session import ActiveQueue, Session
-from pyvmm.errors import GuestAccessError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -54,12 +54,12 @@ class Ring:
         self._fence = atomic["atomic_thread_fence"]
         self._fence.argtypes, self._fence.restype = (ctypes.c_int,), None
 
-    def load16(self, address: int) -> int:
+    def load_acquire16(self, address: int) -> int:
         """Read the aligned 16-bit word at ``address``; later accesses are not done before it."""
         value: int = self._load2(address, _ACQUIRE)
         return value
 
-    def release16(self, address: int, value: int) -> None:
+    def store_release16(self, address: int, value: int) -> None:
         """Write the aligned 16-bit word at ``address``; earlier accesses are done before it."""
         self._store2(address, value, _RELEASE)
 

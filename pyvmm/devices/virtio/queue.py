@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every virtqueue offers, whatever its layout, and where the driver put it (virtio 1.2, section 2.6)."""
+
+from __future__ import annotations
+
+from pyvmm.errors import QueueError
+from pyvmm.memory import RAM
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    from pyvmm.devices.virtio.chain import Chain
+    from pyvmm.memory import GuestMemory
+    from pyvmm.ring import Ring
+else:
+    Protocol = object
+
+#: The largest queue of either layout, in descriptors.
+MAX_SIZE = 32768
+
+
+class QueueSetup:
+    """What the driver told the transport: the size in descriptors, three guest addresses, features."""
+
+    __slots__ = ("desc", "device", "driver", "event_idx", "indirect", "packed", "size")
+
+    def __init__(
+        self,
+        size: int,
+        desc: int,
+        driver: int,
+        device: int,
+        *,
+        event_idx: bool = False,
+        indirect: bool = False,
+        packed: bool = False,
+    ) -> None:
+        self.size = size
+        self.desc = desc  # descriptor area: the table, or the packed ring
+        self.driver = driver  # driver area: the available ring, or the driver's event suppression
+        self.device = device  # device area: the used ring, or the device's event suppression
+        self.event_idx = event_idx  # VIRTIO_F_EVENT_IDX was negotiated
+        self.indirect = indirect  # VIRTIO_F_INDIRECT_DESC was
+        self.packed = packed  # VIRTIO_F_RING_PACKED was
+
+
+class Virtqueue(Protocol):
+    """The device's side of a queue. Chains may be completed in any order.
+
+    One thread works it at a time, under the device's lock. What the guest writes into it is checked when
+    it is read; the methods raise QueueError for what no driver may do, and the device then needs a reset.
+    """
+
+    size: int
+
+    def pop(self) -> Chain | None:
+        """The next buffer the driver made available, or None. Raises QueueError."""
+
+    def complete(self, chain: Chain, written: int) -> None:
+        """Give ``chain`` back, ``written`` bytes into its writable views. Its views end here."""
+
+    def should_interrupt(self) -> bool:
+        """Whether the driver wants to hear of what was completed since the last call. Ask once a pass."""
+
+    def pause_notify(self) -> None:
+        """Tell the driver that it need not notify: a hint, notifications may still come."""
+
+    def resume_notify(self) -> bool:
+        """Ask to hear of the next buffer. True when one came meanwhile: nothing will be sent for it."""
+
+    def close(self) -> None:
+        """Let go of guest memory. No other method may be called after it; chains close by themselves."""
+
+    def state(self) -> dict[str, int]:
+        """Where the device stands. Complete with no chain in flight: those were popped, and are not in it."""
+
+    def load_state(self, state: dict[str, int]) -> None:
+        """Go on from where ``state()`` was taken, on the same guest memory."""
+
+
+def make_queue(memory: GuestMemory, ring: Ring, setup: QueueSetup) -> Virtqueue:
+    """A fresh queue where the driver put it. Raises QueueError when no queue can be there."""
+    from pyvmm.devices.virtio.split import SplitQueue
+
+    return SplitQueue(memory, ring, setup)
+
+
+def area(memory: GuestMemory, address: int, size: int, align: int) -> tuple[memoryview, int]:
+    """A writable view of one area of a queue, and its host address. Raises QueueError.
+
+    It must be RAM, and of one bank: the index words in it are accessed through their host addresses, later
+    on without another check.
+    """
+    if address % align:
+        raise QueueError(f"the virtqueue area at 0x{address:x} is not aligned to {align} bytes")
+    for bank in memory.banks:
+        if bank.kind == RAM and bank.base <= address and address + size <= bank.end:
+            start = address - bank.base
+            return bank.view[start : start + size], bank.host_address + start
+    raise QueueError(f"the virtqueue area at 0x{address:x} of {size} bytes is not in one bank of RAM")
+
+
+def wants_event(event: int, new: int, old: int) -> bool:
+    """Whether going from ``old`` to ``new`` passed ``event``: free-running 16-bit counters (2.7.10)."""
+    return (new - event - 1) & 0xFFFF < (new - old) & 0xFFFF
+
+
+def queue_closed(*_: int) -> int:
+    """What takes the place of a closed queue's memory accesses: the memory may be gone."""
+    raise ValueError("the virtqueue is closed")

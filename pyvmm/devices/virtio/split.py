@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The split virtqueue (virtio 1.2, section 2.7): descriptor table, available ring, used ring.
+
+What a hostile driver can do to it, and what stops it: descriptors that loop or lie (each is copied once
+into integers, the copy is checked, and the walk is bounded); an available index that jumps (refused);
+entries rewritten while they are read (only ever the guest's own loss).
+"""
+
+from __future__ import annotations
+
+import struct
+
+from pyvmm.devices.virtio.chain import make_chain
+from pyvmm.devices.virtio.queue import MAX_SIZE, area, queue_closed, wants_event
+from pyvmm.errors import GuestAccessError, QueueError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pyvmm.devices.virtio.chain import Chain
+    from pyvmm.devices.virtio.queue import QueueSetup
+    from pyvmm.memory import GuestMemory
+    from pyvmm.ring import Ring
+
+# Flags of a descriptor, of the available ring, of the used ring.
+NEXT, WRITE, INDIRECT = 1, 2, 4
+_NO_INTERRUPT, _NO_NOTIFY = 1, 1
+
+#: Descriptors that one indirect table may chain, unless the queue is larger. Drivers must keep to the queue
+#: size, but Linux's do not with small queues; this is as many buffers as preadv takes.
+MAX_INDIRECT = 1024
+MAX_BYTES = 1 << 32  # of one chain (2.7.4)
+
+_DESCRIPTOR = struct.Struct("<QIHH").unpack_from  # address, length, flags, next
+_HEAD = struct.Struct("<H").unpack_from
+_USED = struct.Struct("<II").pack_into  # head, bytes written
+
+
+class SplitQueue:
+    """See Virtqueue. Raises QueueError for a size or addresses at which no queue can be."""
+
+    __slots__ = (
+        "_available", "_descriptors", "_event_idx", "_indirect", "_load16", "_mask", "_memory", "_next",
+        "_notify_word", "_peer16", "_rearm16", "_release16", "_seen", "_signalled", "_suppress_word",
+        "_take_index", "_used", "_used_index", "_used_ring", "size",
+    )  # fmt: skip
+
+    def __init__(self, memory: GuestMemory, ring: Ring, setup: QueueSetup) -> None:
+        size = setup.size
+        if not 0 < size <= MAX_SIZE or size & (size - 1):
+            raise QueueError(f"a split virtqueue cannot have {size} descriptors")
+        self.size = size
+        self._mask = size - 1
+        self._memory = memory
+        self._event_idx, self._indirect = setup.event_idx, setup.indirect
+        self._descriptors, _ = area(memory, setup.desc, 16 * size, 16)
+        self._available, driver = area(memory, setup.driver, 6 + 2 * size, 2)
+        self._used_ring, device = area(memory, setup.device, 6 + 8 * size, 4)
+        # Both rings begin with flags and the index, and end with the other side's event index.
+        self._take_index, self._used_index = driver + 2, device + 2
+        self._suppress_word = driver + 4 + 2 * size if setup.event_idx else driver
+        self._notify_word = device + 4 + 8 * size if setup.event_idx else device
+        self._load16: Callable[[int], int] = ring.load_acquire16
+        self._release16: Callable[[int, int], object] = ring.store_release16
+        self._rearm16: Callable[[int, int, int], int] = ring.rearm16
+        self._peer16: Callable[[int], int] = ring.peer16
+        self._next = self._seen = 0  # of the available ring: what to take next; the index last seen
+        self._used = self._signalled = 0  # of the used ring: its index, now and at the last should_interrupt
+
+    def pop(self) -> Chain | None:
+        """The next buffer the driver made available, or None. Raises QueueError."""
+        at = self._next
+        if at == self._seen and not self._look():
+            return None
+        (head,) = _HEAD(self._available, 4 + 2 * (at & self._mask))
+        readable: list[tuple[int, int]] = []
+        writable: list[tuple[int, int]] = []
+        self._walk(self._descriptors, self.size, head, readable, writable, self._indirect)
+        chain = make_chain(self._memory, head, readable, writable, 1)
+        self._next = (at + 1) & 0xFFFF
+        return chain
+
+    def _look(self) -> bool:
+        """Read the available index. It pairs with the driver's barrier between the entries and the index."""
+        seen = self._load16(self._take_index)
+        if (seen - self._used) & 0xFFFF > self.size:  # also bounds what is in flight
+            raise QueueError(f"the available index jumped from {self._seen} to {seen}")
+        self._seen = seen
+        return seen != self._next
+
+    def _walk(
+        self,
+        table: memoryview | bytes,
+        entries: int,
+        index: int,
+        readable: list[tuple[int, int]],
+        writable: list[tuple[int, int]],
+        indirect: bool,
+    ) -> None:
+        """Collect a chain's (address, length) pairs from a table. ``indirect``: it may end in another one."""
+        size = 0
+        for _ in range(entries):
+            if index >= entries:
+                raise QueueError(f"descriptor {index} of {entries} was named")
+            address, length, flags, following = _DESCRIPTOR(table, 16 * index)
+            if flags & INDIRECT:
+                if not indirect or flags & NEXT:
+                    raise QueueError("an indirect descriptor was nested, chained or not negotiated")
+                inner = self._indirect_table(address, length)
+                return self._walk(inner, length // 16, 0, readable, writable, False)
+            if flags & WRITE:
+                writable.append((address, length))
+            elif writable:
+                raise QueueError("a readable descriptor came after a writable one")
+            else:
+                readable.append((address, length))
+            size += length
+            if size > MAX_BYTES:
+                raise QueueError("a chain of more than 4 GiB")
+            if not flags & NEXT:
+                return None
+            index = following
+        raise QueueError(f"a chain of more than {entries} descriptors: it loops")
+
+    def _indirect_table(self, address: int, length: int) -> bytes:
+        """A copy of it. Its entries bound the walk of it."""
+        if not 0 < length <= 16 * max(self.size, MAX_INDIRECT) or length % 16:
+            raise QueueError(f"an indirect table of {length} bytes")
+        try:
+            return self._memory.read(address, length)
+        except GuestAccessError as error:
+            raise QueueError(f"an indirect table: {error}") from error
+
+    def complete(self, chain: Chain, written: int) -> None:
+        """Give ``chain`` back, ``written`` bytes into its writable views. Its views end here."""
+        used = self._used
+        _USED(self._used_ring, 4 + 8 * (used & self._mask), chain.head, written)
+        self._used = used = (used + 1) & 0xFFFF
+        self._release16(self._used_index, used)  # pairs with the driver's barrier after it reads the index
+        chain.close()
+
+    def should_interrupt(self) -> bool:
+        """Whether the driver wants to hear of what was completed since the last call. Ask once a pass."""
+        new, old = self._used, self._signalled
+        if new == old:
+            return False
+        self._signalled = new
+        # Pairs with the driver's full barrier between asking for interrupts and looking at the index again.
+        word = self._peer16(self._suppress_word)
+        return wants_event(word, new, old) if self._event_idx else not word & _NO_INTERRUPT
+
+    def pause_notify(self) -> None:
+        """Tell the driver that it need not notify. An event index left behind does so by itself."""
+        if not self._event_idx:
+            self._release16(self._notify_word, _NO_NOTIFY)
+
+    def resume_notify(self) -> bool:
+        """Ask to hear of the next buffer. True when one came meanwhile: nothing will be sent for it."""
+        word = self._next if self._event_idx else 0
+        # Pairs with the driver's full barrier between its index and its look at this word.
+        return self._rearm16(self._notify_word, word, self._take_index) != self._next
+
+    def close(self) -> None:
+        """Let go of guest memory. No other method may be called after it; chains close by themselves."""
+        for view in (self._descriptors, self._available, self._used_ring):
+            view.release()
+        self._load16 = self._release16 = self._rearm16 = self._peer16 = queue_closed
+
+    def state(self) -> dict[str, int]:
+        """Free-running indices: the next to take, the next used one, the used one last told of."""
+        return {"available": self._next, "used": self._used, "signalled": self._signalled}
+
+    def load_state(self, state: dict[str, int]) -> None:
+        """Go on from where ``state()`` was taken, on the same guest memory."""
+        self._next = self._seen = state["available"] & 0xFFFF
+        self._used, self._signalled = state["used"] & 0xFFFF, state["signalled"] & 0xFFFF

@@ -34,13 +34,13 @@ if TYPE_CHECKING:
     class Interrupts(Protocol):
         """How a transport interrupts the driver. Called with the device's lock held."""
 
-        def queue_interrupt(self, index: int) -> None:
+        def queue_interrupt(self, index: int, /) -> None:
             """Queue ``index`` has used buffers."""
 
         def config_interrupt(self) -> None:
             """The configuration space or the status changed."""
 
-        def queue_line(self, index: int) -> int | None:
+        def queue_line(self, index: int, /) -> int | None:
             """The eventfd that interrupts for this queue without us, or None."""
 
 

@@ -47,3 +47,56 @@ class RecordingSink:
     def write(self, data: bytes):
         self.data += data
         return self.after
+
+
+class RecordingMsiLine:
+    """An MsiLine. ``delivered`` are the messages that arrived, as (address, data)."""
+
+    def __init__(self) -> None:
+        self.fd = -1
+        self.message: tuple[int, int] | None = None
+        self.programmed: list[tuple[int, int]] = []
+        self.is_open = False
+        self.is_closed = False
+        self.waiting = False
+        self.delivered: list[tuple[int, int] | None] = []
+
+    def program(self, address: int, data: int) -> None:
+        self.message = (address, data)
+        self.programmed.append(self.message)
+
+    def open(self) -> None:
+        self.is_open = True
+        if self.waiting:
+            self.waiting = False
+            self.delivered.append(self.message)
+
+    def shut(self) -> None:
+        self.is_open = False
+
+    def signal(self) -> None:
+        if self.is_open:
+            self.delivered.append(self.message)
+        else:
+            self.waiting = True
+
+    def pending(self) -> bool:
+        return self.waiting
+
+    def clear(self) -> None:
+        assert not self.is_open, "cleared while open"
+        self.waiting = False
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+class RecordingMsiLines:
+    """Makes RecordingMsiLines; ``made`` are those it made."""
+
+    def __init__(self) -> None:
+        self.made: list[RecordingMsiLine] = []
+
+    def __call__(self) -> RecordingMsiLine:
+        self.made.append(RecordingMsiLine())
+        return self.made[-1]

@@ -16,8 +16,19 @@ APLIC_IDC_SIZE = 32
 UART_BASE, UART_SIZE, UART_IRQ = 0x1000_0000, 0x1000, 1
 RTC_BASE, RTC_SIZE, RTC_IRQ = 0x1001_0000, 0x1000, 2
 
-# PCI (ECAM and windows) keeps 0x3000_0000 to RAM_BASE.
+# PCI: configuration space of one bus; the windows for BARs, of which the one for 64-bit BARs lies above RAM
+# (pci_high_base); the sources that INTA to INTD end in. Addresses on the bus are the guest-physical ones, but
+# for the I/O window's, which count from 0.
+PCI_ECAM_BASE, PCI_ECAM_SIZE = 0x3000_0000, 0x10_0000
+PCI_IO_BASE, PCI_IO_SIZE = 0x3F00_0000, 0x1_0000
+PCI_LOW_BASE, PCI_LOW_SIZE = 0x4000_0000, 0x4000_0000
+PCI_HIGH_SIZE = 0x4_0000_0000
+PCI_IRQS = (3, 4, 5, 6)
+
 RAM_BASE = 0x8000_0000
+
+# What a guest can address on every host: the least a G-stage (Sv39x4) translates.
+GUEST_END = 1 << 41
 
 # Sources announced to the guest. Emulated IMSIC files cannot enable identities whose number modulo 64
 # is above 31, so wired sources, MSI-X vectors and IPIs together stay small.
@@ -28,3 +39,9 @@ MAX_CPUS = 128
 def aplic_size(harts: int) -> int:
     """Bytes of an APLIC in direct mode: its domain and one IDC a hart, in whole pages."""
     return (APLIC_SIZE + APLIC_IDC_SIZE * harts + 0xFFF) & ~0xFFF
+
+
+def pci_high_base(ram_end: int) -> int | None:
+    """Where the window for 64-bit BARs begins, or None when ``ram_end`` leaves no room for it."""
+    base = max(-(-ram_end // PCI_HIGH_SIZE), 1) * PCI_HIGH_SIZE
+    return base if base + PCI_HIGH_SIZE <= GUEST_END else None

@@ -31,6 +31,7 @@ MAY_IMPORT = {
     "fdt": set(),
     "isa": {"errors", "nearest"},
     "devicetree": {"fdt", "isa"},
+    "pcitree": {"devices", "devicetree", "fdt", "layout"},
     "mmio": {"errors"},
     "devices": {"mmio", "memory", "ring", "fdt", "errors"},
     "kvm": {"errors", "ring"},

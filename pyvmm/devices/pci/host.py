@@ -125,7 +125,8 @@ class PciHost:
         name, fields = function.decode(offset % _FUNCTION_SIZE, size, is_write, value)
         return f"{_address(place)}.{name}", fields
 
-    def describe(self, node: Node) -> None:
+    @staticmethod
+    def describe(node: Node) -> None:
         """Devicetree properties that do not depend on the machine (binding host-generic-pci)."""
         node["compatible"] = "pci-host-ecam-generic"
         node["device_type"] = "pci"

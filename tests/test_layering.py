@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "ring": {"errors"},
     "terminal": set(),
     "eventloop": {"threads"},
+    "workers": {"threads"},
     "console": {"threads", "eventloop"},
     "fdt": set(),
     "isa": {"errors", "nearest"},

@@ -279,8 +279,9 @@ class VirtioCore:
             self.device.on_kick(queue)
 
     def _make_ring(self, queue: ActiveQueue) -> None:
-        queue.size = self.registers[queue.index].size
-        queue.ring = make_queue(self._memory, self._ring, self.setup(queue.index))
+        queue.setup = setup = self.setup(queue.index)
+        queue.size = setup.size
+        queue.ring = make_queue(self._memory, self._ring, setup)
 
     def setup(self, index: int) -> QueueSetup:
         """Where the driver put queue ``index``, and how it is to be worked."""
@@ -301,6 +302,8 @@ class VirtioCore:
         line = self._interrupts.queue_line(index)
         if line is not None:
             return line
+        if index in self._calls:  # offloaded again, after a reset of the queue
+            return self._calls[index]
         session = self._session
         assert session is not None
         fd = self._calls[index] = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from pyvmm.devices.base import Loop, Timer, Watch, Workers
     from pyvmm.devices.virtio.chain import Chain
-    from pyvmm.devices.virtio.queue import Virtqueue
+    from pyvmm.devices.virtio.queue import QueueSetup, Virtqueue
     from pyvmm.memory import GuestMemory
 
     T = TypeVar("T")
@@ -46,7 +46,7 @@ class ActiveQueue:
     ``kick_fd`` is the eventfd the driver's notifications arrive on.
     """
 
-    __slots__ = ("_chains", "_session", "index", "kick_fd", "offloaded", "ring", "size")
+    __slots__ = ("_chains", "_session", "index", "kick_fd", "offloaded", "ring", "setup", "size")
 
     def __init__(self, session: Session, index: int, kick_fd: int) -> None:
         self._session = session
@@ -55,6 +55,8 @@ class ActiveQueue:
         self.kick_fd = kick_fd
         self.size = 0
         self.ring: Virtqueue | None = None
+        #: Where the driver put it; what a kernel half has to know. Set with ``ring``.
+        self.setup: QueueSetup | None = None
         #: A kernel half works this queue; pyvmm does not look at it.
         self.offloaded = False
 

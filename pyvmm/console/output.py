@@ -2,7 +2,8 @@
 """Console output: a device appends to a buffer and goes on; a writer thread does the blocking writes.
 
 A buffer that is full makes the vCPU wait, outside every device lock, until the reader has caught up: nothing
-is lost and a flood cannot exhaust the host.
+is lost and a flood cannot exhaust the host. A device that works on the event loop, which must not wait, asks
+to be called instead (``when_room``).
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class ConsoleWriter:
         self._idle = False  # the writer's thread waits to be told of output
         self._buffer = bytearray()
         self._line = bytearray()
+        self._wanting_room: list[Callable[[], None]] = []
         self._written = 0
         self._released = False
         self._abandoned = False
@@ -79,11 +81,25 @@ class ConsoleWriter:
             while self.full and not self._released:
                 self._ready.wait()
 
+    def when_room(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` once there is room: at once, or later on the writer's thread.
+
+        For those who must not wait. The caller may hold locks, so the callback may only schedule.
+        """
+        with self._ready:
+            if self.full and not self._released:
+                self._wanting_room.append(callback)
+                return
+        callback()
+
     def release(self) -> None:
         """Let every waiting vCPU go on; later output may exceed the buffer's bound. For stopping."""
         with self._ready:
             self._released = True
             self._ready.notify_all()
+            called, self._wanting_room = self._wanting_room, []
+        for callback in called:
+            callback()
 
     def close(self, *, patience: float | None = None) -> bool:
         """Write out everything taken and end the thread; returns whether that was done.
@@ -118,7 +134,10 @@ class ConsoleWriter:
                 self._ready.wait()
             data, self._buffer = bytes(self._buffer), bytearray()
             self._ready.notify_all()
-            return data
+            called, self._wanting_room = self._wanting_room, []
+        for callback in called:
+            callback()
+        return data
 
     def _write_all(self, fd: int, data: bytes) -> None:
         view = memoryview(data)

@@ -102,6 +102,39 @@ def test_writer_lets_waiting_ones_go_when_it_is_released(ends, pipe):
     writer.close(patience=0)
 
 
+def test_writer_calls_who_wants_room_once_there_is_some(ends, pipe):
+    writer = make_writer(ends, pipe[1])
+    room = threading.Event()
+    while not writer.full:
+        writer.write(b"y" * 65536)
+    writer.when_room(room.set)
+    assert not room.is_set()
+    while not room.is_set():
+        os.read(pipe[0], 1 << 16)
+    assert not writer.full
+    writer.release()
+    writer.close(patience=0)
+
+
+def test_writer_calls_who_wants_room_at_once_when_there_is_some(ends):
+    writer = make_writer(ends)
+    calls = []
+    writer.when_room(lambda: calls.append("room"))
+    assert calls == ["room"]
+    writer.close()
+
+
+def test_writer_calls_who_wants_room_when_it_is_released(ends, pipe):
+    writer = make_writer(ends, pipe[1])
+    while not writer.full:
+        writer.write(b"y" * 65536)
+    calls = []
+    writer.when_room(lambda: calls.append("room"))
+    writer.release()
+    assert calls == ["room"]
+    writer.close(patience=0)
+
+
 def test_writer_takes_output_after_a_release(ends, pipe):
     writer = make_writer(ends, pipe[1])
     writer.release()

@@ -6,84 +6,180 @@ takes to be unaligned. Compiled for riscv64, whose compilers avoid unaligned acc
 or store a *byte*, and the other side sees half of an index going from 0x00FF to 0x0100. x86 never shows it.
 Nor has Python a fence, and RISC-V's memory model lets loads and stores pass each other.
 
-So this module is the only one that touches such words, through libatomic's functions: ``__atomic_load_4``
-there is one load with the fences that its order asks for. They are called through ``PyDLL``, which keeps the
-GIL: giving it up for a nanosecond's work costs a thread switch whenever another thread wants it.
+So this module is the only one that touches such words. It offers whole operations, each with the fence it
+needs inside: no device ever has to think of one. They are carried out, in this order of preference, by
+
+- ``_native.abi3.so`` beside this file, a few lines of C built at installation where there is a compiler;
+- libatomic, whose ``__atomic_load_2`` is one load with the fences that its order asks for;
+- plain Python, only when asked for by name: for tests, where both sides are one thread.
+
+The libraries are called through ``PyDLL``, which keeps the GIL: giving it up for a nanosecond's work costs a
+thread switch whenever another thread wants it (docs/adr/0009).
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 
 from pyvmm.errors import HostError
 
-LIBRARY = "libatomic.so.1"
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Operations = dict[str, Callable[..., int]]
+
+NATIVE, LIBATOMIC, PLAIN = "native module", "libatomic", "plain Python"
+
+_NATIVE_FILE = os.path.join(os.path.dirname(__file__), "_native.abi3.so")
+_LIBATOMIC_FILE = "libatomic.so.1"
 
 # The memory orders of <stdatomic.h>, which are part of libatomic's ABI.
 _RELAXED, _ACQUIRE, _RELEASE, _SEQ_CST = 0, 2, 3, 5
 
 
 class Ring:
-    """The ordered operations. ``backend`` names what carries them out.
+    """The ordered operations, as attributes: calling them costs nothing on top of the backend.
 
-    Raises HostError when the library is absent: there is no slower way that would still be right.
+    ``address`` and ``peer`` are host addresses, aligned to the width of the word; nothing checks them here.
+    ``backend`` names what carries the operations out; ``safe`` says whether a real guest may be on the other
+    side. Raises HostError when no safe backend is there: there is no slower way that would still be right.
     """
 
-    __slots__ = ("_fence", "_load2", "_load4", "_store2", "_store4", "backend")
+    __slots__ = (
+        "backend", "load_acquire16", "load_acquire32", "peer16", "peer32", "rearm16", "rearm32", "safe",
+        "store_release16", "store_release32",
+    )  # fmt: skip
 
-    def __init__(self, library: str = LIBRARY) -> None:
-        try:
-            atomic = ctypes.PyDLL(library)
-        except OSError as error:
-            raise HostError(
-                f"{library} is not installed (Debian: the package libatomic1); pyvmm shares memory with the "
-                "guest and needs its atomic operations",
-                error.errno or 0,
-            ) from error
-        self.backend = f"{library} through ctypes"
-        self._load2 = atomic["__atomic_load_2"]
-        self._load2.argtypes, self._load2.restype = (ctypes.c_void_p, ctypes.c_int), ctypes.c_uint16
-        self._load4 = atomic["__atomic_load_4"]
-        self._load4.argtypes, self._load4.restype = (ctypes.c_void_p, ctypes.c_int), ctypes.c_uint32
-        self._store2 = atomic["__atomic_store_2"]
-        self._store2.argtypes = (ctypes.c_void_p, ctypes.c_uint16, ctypes.c_int)
-        self._store2.restype = None
-        self._store4 = atomic["__atomic_store_4"]
-        self._store4.argtypes = (ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int)
-        self._store4.restype = None
-        self._fence = atomic["atomic_thread_fence"]
-        self._fence.argtypes, self._fence.restype = (ctypes.c_int,), None
+    #: (address) -> value. Later accesses are not done before it: for the index or flags that announce
+    #: something. Pairs with the release store of whoever publishes it.
+    load_acquire16: Callable[[int], int]
+    load_acquire32: Callable[[int], int]
 
-    def load_acquire16(self, address: int) -> int:
-        """Read the aligned 16-bit word at ``address``; later accesses are not done before it."""
-        value: int = self._load2(address, _ACQUIRE)
-        return value
+    #: (address, value). Earlier accesses are done before it: for the index or flags that announce something.
+    store_release16: Callable[[int, int], object]
+    store_release32: Callable[[int, int], object]
 
-    def store_release16(self, address: int, value: int) -> None:
-        """Write the aligned 16-bit word at ``address``; earlier accesses are done before it."""
-        self._store2(address, value, _RELEASE)
+    #: (address, value, peer) -> the 16-bit word at ``peer``, read after everybody sees ``value``: for asking
+    #: to be notified, and then looking whether there was something already. The number is ``value``'s width.
+    rearm16: Callable[[int, int, int], int]
+    rearm32: Callable[[int, int, int], int]
 
-    def rearm16(self, address: int, value: int, peer: int) -> int:
-        """Write the word at ``address``, and only when others can see it read the 16-bit one at ``peer``."""
-        self._store2(address, value, _RELAXED)
-        self._fence(_SEQ_CST)
-        word: int = self._load2(peer, _ACQUIRE)
-        return word
+    #: (address) -> value, read after everybody sees all earlier stores: for looking whether the other side
+    #: wants to be notified of what was just published.
+    peer16: Callable[[int], int]
+    peer32: Callable[[int], int]
 
-    def peer16(self, address: int) -> int:
-        """Read the 16-bit word at ``address`` only when others can see every earlier store."""
-        self._fence(_SEQ_CST)
-        value: int = self._load2(address, _ACQUIRE)
-        return value
+    def __init__(self, backend: str | None = None) -> None:
+        """``backend``: NATIVE, LIBATOMIC or PLAIN, and no other; None for the best safe one."""
+        wanted = (NATIVE, LIBATOMIC) if backend is None else (backend,)
+        for name in wanted:
+            try:
+                operations = _BACKENDS[name]()
+            except OSError as error:
+                refusal = error
+                continue
+            for operation, function in operations.items():
+                setattr(self, operation, function)
+            self.backend, self.safe = name, name != PLAIN
+            return
+        raise HostError(
+            f"{_LIBATOMIC_FILE} is not installed (Debian: the package libatomic1); pyvmm shares memory with "
+            "the guest and needs its atomic operations",
+            refusal.errno or 0,
+        ) from refusal
 
-    def load_acquire32(self, address: int) -> int:
-        """Read the aligned 32-bit word at ``address``; later accesses are not done before it.
 
-        Pairs with the release store of whoever publishes what the word announces.
-        """
-        value: int = self._load4(address, _ACQUIRE)
-        return value
+# ctypes hands an integer over quickest as c_void_p, which makes one register of it. That is right for any
+# argument of at most 16 bits too: both ABIs widen those with zeros, and small positive ints likewise.
+_REGISTER = ctypes.c_void_p
+_RESULT = {16: ctypes.c_uint16, 32: ctypes.c_uint32}
 
-    def store_release32(self, address: int, value: int) -> None:
-        """Write the aligned 32-bit word at ``address``; earlier accesses are done before it."""
-        self._store4(address, value, _RELEASE)
+
+def _bind(library: ctypes.CDLL, name: str, result: type | None, *arguments: type) -> Callable[..., int]:
+    function = library[name]
+    function.restype, function.argtypes = result, arguments
+    return function
+
+
+def _native() -> Operations:
+    library = ctypes.PyDLL(_NATIVE_FILE)
+    operations = {}
+    for bits, result in _RESULT.items():
+        for name, returns, count in (
+            (f"load_acquire{bits}", result, 1),
+            (f"store_release{bits}", None, 2),
+            (f"rearm{bits}", ctypes.c_uint16, 3),
+            (f"peer{bits}", result, 1),
+        ):
+            operations[name] = _bind(library, f"pyvmm_{name}", returns, *[_REGISTER] * count)
+    return operations
+
+
+def _libatomic() -> Operations:
+    library = ctypes.PyDLL(_LIBATOMIC_FILE)
+    fence = library["atomic_thread_fence"]  # its argument is an int, which is what ctypes passes unasked
+    fence.restype = None
+    load2 = _bind(library, "__atomic_load_2", ctypes.c_uint16, _REGISTER, _REGISTER)
+    load4 = _bind(library, "__atomic_load_4", ctypes.c_uint32, _REGISTER, _REGISTER)
+    store2 = _bind(library, "__atomic_store_2", None, _REGISTER, _REGISTER, _REGISTER)
+    store4 = _bind(library, "__atomic_store_4", None, _REGISTER, ctypes.c_uint32, _REGISTER)
+
+    def operations(bits: int, load: Callable[..., int], store: Callable[..., int]) -> Operations:
+        def load_acquire(address: int) -> int:
+            return load(address, _ACQUIRE)
+
+        def store_release(address: int, value: int) -> int:
+            return store(address, value, _RELEASE)
+
+        def rearm(address: int, value: int, peer: int) -> int:
+            store(address, value, _RELAXED)
+            fence(_SEQ_CST)
+            return load2(peer, _ACQUIRE)
+
+        def peer(address: int) -> int:
+            fence(_SEQ_CST)
+            return load(address, _ACQUIRE)
+
+        return _named(bits, load_acquire, store_release, rearm, peer)
+
+    return operations(16, load2, store2) | operations(32, load4, store4)
+
+
+def _plain() -> Operations:
+    def operations(bits: int) -> Operations:
+        word = _RESULT[bits].from_address
+
+        def load(address: int) -> int:
+            return word(address).value
+
+        def store(address: int, value: int) -> int:
+            word(address).value = value
+            return 0
+
+        def rearm(address: int, value: int, peer: int) -> int:
+            word(address).value = value
+            return ctypes.c_uint16.from_address(peer).value
+
+        return _named(bits, load, store, rearm, load)
+
+    return operations(16) | operations(32)
+
+
+def _named(
+    bits: int,
+    load: Callable[..., int],
+    store: Callable[..., int],
+    rearm: Callable[..., int],
+    peer: Callable[..., int],
+) -> Operations:
+    return {
+        f"load_acquire{bits}": load,
+        f"store_release{bits}": store,
+        f"rearm{bits}": rearm,
+        f"peer{bits}": peer,
+    }
+
+
+_BACKENDS = {NATIVE: _native, LIBATOMIC: _libatomic, PLAIN: _plain}

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds ``pyvmm/_native.abi3.so``, the ordered operations of ``pyvmm.ring`` in C.
+
+setuptools runs it through cffi, at installation. pyvmm.ring loads the result as a plain library, through
+ctypes: nothing here is imported at run time, nor is cffi.
+"""
+
+from __future__ import annotations
+
+import cffi
+
+# Arguments are of register size, which is what ctypes passes quickest; the compiler narrows them.
+DECLARATIONS = """
+uint16_t pyvmm_load_acquire16(uintptr_t address);
+uint32_t pyvmm_load_acquire32(uintptr_t address);
+void pyvmm_store_release16(uintptr_t address, uintptr_t value);
+void pyvmm_store_release32(uintptr_t address, uintptr_t value);
+uint16_t pyvmm_peer16(uintptr_t address);
+uint32_t pyvmm_peer32(uintptr_t address);
+uint16_t pyvmm_rearm16(uintptr_t address, uintptr_t value, uintptr_t peer);
+uint16_t pyvmm_rearm32(uintptr_t address, uintptr_t value, uintptr_t peer);
+"""
+
+SOURCE = """
+#include <stdint.h>
+
+#define ORDERED(bits)                                                                         \\
+    uint##bits##_t pyvmm_load_acquire##bits(uintptr_t address)                                \\
+    {                                                                                         \\
+        return __atomic_load_n((uint##bits##_t *)address, __ATOMIC_ACQUIRE);                  \\
+    }                                                                                         \\
+    void pyvmm_store_release##bits(uintptr_t address, uintptr_t value)                        \\
+    {                                                                                         \\
+        __atomic_store_n((uint##bits##_t *)address, (uint##bits##_t)value, __ATOMIC_RELEASE); \\
+    }                                                                                         \\
+    uint##bits##_t pyvmm_peer##bits(uintptr_t address)                                        \\
+    {                                                                                         \\
+        __atomic_thread_fence(__ATOMIC_SEQ_CST);                                              \\
+        return __atomic_load_n((uint##bits##_t *)address, __ATOMIC_ACQUIRE);                  \\
+    }                                                                                         \\
+    uint16_t pyvmm_rearm##bits(uintptr_t address, uintptr_t value, uintptr_t peer)            \\
+    {                                                                                         \\
+        __atomic_store_n((uint##bits##_t *)address, (uint##bits##_t)value, __ATOMIC_RELAXED); \\
+        __atomic_thread_fence(__ATOMIC_SEQ_CST);                                              \\
+        return __atomic_load_n((uint16_t *)peer, __ATOMIC_ACQUIRE);                           \\
+    }
+
+ORDERED(16)
+ORDERED(32)
+"""
+
+ffi = cffi.FFI()
+ffi.cdef(DECLARATIONS)
+# Optional: where it cannot be compiled, pyvmm.ring uses libatomic.
+ffi.set_source("pyvmm._native", SOURCE, optional=True, py_limited_api=True)

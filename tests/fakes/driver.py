@@ -105,7 +105,7 @@ class FakeDriver:
         outputs = [self._place(item, allocated) for item in writable]
         pairs += [(address, length, WRITE) for address, length in outputs]
         if indirect:
-            table = encode(pairs, linked=not self.setup.packed)
+            table = encode(pairs, packed=self.setup.packed, linked=not self.setup.packed)
             pairs = [(*self._place(table, allocated), INDIRECT)]
         else:
             pairs = [(a, n, f | NEXT) for a, n, f in pairs[:-1]] + pairs[-1:]
@@ -125,7 +125,7 @@ class FakeDriver:
 
     def add_table(self, descriptors, *, links=None, length=None):
         """Make an indirect table of raw (address, length, flags) available, of ``length`` bytes if given."""
-        table = encode(descriptors, links=links)
+        table = encode(descriptors, packed=self.setup.packed, links=links)
         address = self.allocate(table)
         return self.add_raw([(address, len(table) if length is None else length, INDIRECT)])
 

@@ -10,13 +10,17 @@ AVAIL, USED = 1 << 7, 1 << 15
 ENABLE, DISABLE, AT_DESCRIPTOR = 0, 1, 2  # flags of a packed ring's event suppression
 
 
-def encode(descriptors, *, links=None, linked=False):
-    """The bytes of a table of (address, length, flags). ``linked`` sets NEXT on all but the last."""
+def encode(descriptors, *, packed=False, links=None, linked=False):
+    """The bytes of a table of (address, length, flags). ``linked`` sets NEXT on all but the last.
+
+    ``links`` are the 16-bit fields beside the flags; unless given, each names the descriptor that follows.
+    """
     table = b""
     for index, (address, length, flags) in enumerate(descriptors):
-        following = NEXT if linked and index < len(descriptors) - 1 else 0
-        link = index + 1 if links is None else links[index]
-        table += struct.pack("<QIHH", address, length, flags | following, link & 0xFFFF)
+        following = flags | NEXT if linked and index < len(descriptors) - 1 else flags
+        link = (index + 1 if links is None else links[index]) & 0xFFFF
+        fields = (link, following) if packed else (following, link)
+        table += struct.pack("<QIHH", address, length, *fields)
     return table
 
 

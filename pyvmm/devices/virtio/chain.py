@@ -11,6 +11,16 @@ if TYPE_CHECKING:
 
     from pyvmm.memory import GuestMemory
 
+    Pairs = list[tuple[int, int]]
+
+# Flags of a descriptor, in the ring and in an indirect table, of either layout.
+NEXT, WRITE, INDIRECT = 1, 2, 4
+
+#: Descriptors that one indirect table may hold, unless the queue is larger. Drivers must keep to the queue
+#: size, but Linux's do not with small queues; this is as many buffers as preadv takes.
+MAX_INDIRECT = 1024
+MAX_BYTES = 1 << 32  # of one chain (2.7.4)
+
 
 class Chain:
     """What the driver made available with one head: first what the device reads, then what it writes.
@@ -33,14 +43,34 @@ class Chain:
         self.writable.clear()
 
 
-def make_chain(
-    memory: GuestMemory,
-    head: int,
-    readable: list[tuple[int, int]],
-    writable: list[tuple[int, int]],
-    slots: int,
-) -> Chain:
-    """The chain of these (address, length) pairs. Raises QueueError when they are not the guest's memory."""
+def add_part(part: tuple[int, int], writes: int, readable: Pairs, writable: Pairs) -> None:
+    """Add an (address, length) to the chain being collected. Raises QueueError: written parts come last."""
+    if writes:
+        writable.append(part)
+    elif writable:
+        raise QueueError("a readable descriptor came after a writable one")
+    else:
+        readable.append(part)
+
+
+def read_table(memory: GuestMemory, address: int, length: int, queue_size: int) -> bytes:
+    """A copy of an indirect table, as long as one may be. Raises QueueError."""
+    if not 0 < length <= 16 * max(queue_size, MAX_INDIRECT) or length % 16:
+        raise QueueError(f"an indirect table of {length} bytes")
+    try:
+        return memory.read(address, length)
+    except GuestAccessError as error:
+        raise QueueError(f"an indirect table: {error}") from error
+
+
+def make_chain(memory: GuestMemory, head: int, readable: Pairs, writable: Pairs, slots: int) -> Chain:
+    """The chain of these parts. Raises QueueError: not the guest's memory, or more than a chain may hold."""
+    size = 0
+    for pairs in (readable, writable):
+        for _, length in pairs:
+            size += length
+    if size > MAX_BYTES:
+        raise QueueError(f"a chain of {size} bytes")
     try:
         return Chain(head, memory.iovec(readable), memory.iovec(writable, writable=True), slots)
     except GuestAccessError as error:

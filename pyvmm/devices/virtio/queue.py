@@ -81,6 +81,10 @@ class Virtqueue(Protocol):
 
 def make_queue(memory: GuestMemory, ring: Ring, setup: QueueSetup) -> Virtqueue:
     """A fresh queue where the driver put it. Raises QueueError when no queue can be there."""
+    if setup.packed:
+        from pyvmm.devices.virtio.packed import PackedQueue
+
+        return PackedQueue(memory, ring, setup)
     from pyvmm.devices.virtio.split import SplitQueue
 
     return SplitQueue(memory, ring, setup)

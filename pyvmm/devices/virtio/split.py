@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import struct
 
-from pyvmm.devices.virtio.chain import make_chain
+from pyvmm.devices.virtio.chain import INDIRECT, NEXT, WRITE, add_part, make_chain, read_table
 from pyvmm.devices.virtio.queue import MAX_SIZE, area, queue_closed, wants_event
-from pyvmm.errors import GuestAccessError, QueueError
+from pyvmm.errors import QueueError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,14 +23,9 @@ if TYPE_CHECKING:
     from pyvmm.memory import GuestMemory
     from pyvmm.ring import Ring
 
-# Flags of a descriptor, of the available ring, of the used ring.
-NEXT, WRITE, INDIRECT = 1, 2, 4
-_NO_INTERRUPT, _NO_NOTIFY = 1, 1
+    Pairs = list[tuple[int, int]]
 
-#: Descriptors that one indirect table may chain, unless the queue is larger. Drivers must keep to the queue
-#: size, but Linux's do not with small queues; this is as many buffers as preadv takes.
-MAX_INDIRECT = 1024
-MAX_BYTES = 1 << 32  # of one chain (2.7.4)
+_NO_INTERRUPT, _NO_NOTIFY = 1, 1  # flags of the available ring, of the used ring
 
 _DESCRIPTOR = struct.Struct("<QIHH").unpack_from  # address, length, flags, next
 _HEAD = struct.Struct("<H").unpack_from
@@ -74,8 +69,8 @@ class SplitQueue:
         if at == self._seen and not self._look():
             return None
         (head,) = _HEAD(self._available, 4 + 2 * (at & self._mask))
-        readable: list[tuple[int, int]] = []
-        writable: list[tuple[int, int]] = []
+        readable: Pairs = []
+        writable: Pairs = []
         self._walk(self._descriptors, self.size, head, readable, writable, self._indirect)
         chain = make_chain(self._memory, head, readable, writable, 1)
         self._next = (at + 1) & 0xFFFF
@@ -94,12 +89,11 @@ class SplitQueue:
         table: memoryview | bytes,
         entries: int,
         index: int,
-        readable: list[tuple[int, int]],
-        writable: list[tuple[int, int]],
+        readable: Pairs,
+        writable: Pairs,
         indirect: bool,
     ) -> None:
         """Collect a chain's (address, length) pairs from a table. ``indirect``: it may end in another one."""
-        size = 0
         for _ in range(entries):
             if index >= entries:
                 raise QueueError(f"descriptor {index} of {entries} was named")
@@ -107,30 +101,14 @@ class SplitQueue:
             if flags & INDIRECT:
                 if not indirect or flags & NEXT:
                     raise QueueError("an indirect descriptor was nested, chained or not negotiated")
-                inner = self._indirect_table(address, length)
+                inner = read_table(self._memory, address, length, self.size)
                 return self._walk(inner, length // 16, 0, readable, writable, False)
-            if flags & WRITE:
-                writable.append((address, length))
-            elif writable:
-                raise QueueError("a readable descriptor came after a writable one")
-            else:
-                readable.append((address, length))
-            size += length
-            if size > MAX_BYTES:
-                raise QueueError("a chain of more than 4 GiB")
+            if length:
+                add_part((address, length), flags & WRITE, readable, writable)
             if not flags & NEXT:
                 return None
             index = following
         raise QueueError(f"a chain of more than {entries} descriptors: it loops")
-
-    def _indirect_table(self, address: int, length: int) -> bytes:
-        """A copy of it. Its entries bound the walk of it."""
-        if not 0 < length <= 16 * max(self.size, MAX_INDIRECT) or length % 16:
-            raise QueueError(f"an indirect table of {length} bytes")
-        try:
-            return self._memory.read(address, length)
-        except GuestAccessError as error:
-            raise QueueError(f"an indirect table: {error}") from error
 
     def complete(self, chain: Chain, written: int) -> None:
         """Give ``chain`` back, ``written`` bytes into its writable views. Its views end here."""

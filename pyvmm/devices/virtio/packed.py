@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The packed virtqueue (virtio 1.2, section 2.8): one ring, where used descriptors overwrite available ones.
+
+Both sides go around the ring with a wrap counter that starts at 1 and flips with every lap; a descriptor's
+AVAIL and USED flags, compared with it, tell whose turn it is. Each side has four bytes in which it says
+when it wants to hear from the other: a position with its wrap counter, and a mode.
+
+What a hostile driver can do to it, and what stops it: see the split queue. Here nothing but the flags
+counts what is available, so we count what is in flight ourselves: a ring of n never holds more than n.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from pyvmm.devices.virtio.chain import INDIRECT, NEXT, WRITE, add_part, make_chain, read_table
+from pyvmm.devices.virtio.queue import MAX_SIZE, area, queue_closed, wants_event
+from pyvmm.errors import QueueError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pyvmm.devices.virtio.chain import Chain
+    from pyvmm.devices.virtio.queue import QueueSetup
+    from pyvmm.memory import GuestMemory
+    from pyvmm.ring import Ring
+
+    Pairs = list[tuple[int, int]]
+
+_AVAIL, _USED = 1 << 7, 1 << 15  # flags of a descriptor, next to those of every layout
+_TURN = _AVAIL | _USED
+_ENABLE, _DISABLE, _AT_DESCRIPTOR = 0, 1, 2  # modes of event suppression: the half above the position
+
+_DESCRIPTOR = struct.Struct("<QIHH").unpack_from  # address, length, buffer id, flags
+_USED_ELEMENT = struct.Struct("<IH").pack_into  # bytes written, buffer id
+_ENTRIES = struct.Struct("<QIHH").iter_unpack
+
+
+class PackedQueue:
+    """See Virtqueue. Raises QueueError for a size or addresses at which no queue can be."""
+
+    __slots__ = (
+        "_descriptors", "_driver_event", "_event_idx", "_flags", "_in_flight", "_indirect", "_load16",
+        "_memory", "_next", "_notify_word", "_peer32", "_rearm32", "_release16", "_release32",
+        "_unsignalled", "_used", "_used_wrap", "_wrap", "size",
+    )  # fmt: skip
+
+    def __init__(self, memory: GuestMemory, ring: Ring, setup: QueueSetup) -> None:
+        size = setup.size
+        if not 0 < size <= MAX_SIZE:
+            raise QueueError(f"a packed virtqueue cannot have {size} descriptors")
+        self.size = size
+        self._memory = memory
+        self._event_idx, self._indirect = setup.event_idx, setup.indirect
+        self._descriptors, descriptors = area(memory, setup.desc, 16 * size, 16)
+        _, self._driver_event = area(memory, setup.driver, 4, 4)
+        _, self._notify_word = area(memory, setup.device, 4, 4)
+        self._flags = descriptors + 14  # where the first descriptor's are
+        self._load16: Callable[[int], int] = ring.load_acquire16
+        self._release16: Callable[[int, int], object] = ring.store_release16
+        self._release32: Callable[[int, int], object] = ring.store_release32
+        self._rearm32: Callable[[int, int, int], int] = ring.rearm32
+        self._peer32: Callable[[int], int] = ring.peer32
+        # Positions in the ring, and the wrap counters there: what to take next, where to put what is used.
+        self._next = self._used = 0
+        self._wrap = self._used_wrap = 1
+        self._in_flight = 0  # slots taken and not given back
+        self._unsignalled = 0  # slots given back since the last should_interrupt
+
+    def pop(self) -> Chain | None:
+        """The next buffer the driver made available, or None. Raises QueueError."""
+        at = self._next
+        flags = self._load16(self._flags + 16 * at)  # pairs with the driver's barrier before the head's flags
+        if flags & _TURN != (_AVAIL if self._wrap else _USED):
+            return None
+        readable: Pairs = []
+        writable: Pairs = []
+        ident, slots = self._walk(at, flags, readable, writable)
+        if self._in_flight + slots > self.size:
+            raise QueueError("the driver made descriptors available that the device holds")
+        chain = make_chain(self._memory, ident, readable, writable, slots)
+        self._in_flight += slots
+        at += slots
+        if at >= self.size:
+            at -= self.size
+            self._wrap ^= 1
+        self._next = at
+        return chain
+
+    def _walk(self, at: int, flags: int, readable: Pairs, writable: Pairs) -> tuple[int, int]:
+        """Collect a chain's (address, length) pairs; its buffer id and how many slots it takes."""
+        address, length, ident, _ = _DESCRIPTOR(self._descriptors, 16 * at)
+        if flags & INDIRECT:
+            if not self._indirect or flags & NEXT:
+                raise QueueError("an indirect descriptor was chained or not negotiated")
+            self._walk_table(address, length, readable, writable)
+            return ident, 1
+        for slots in range(1, self.size + 1):
+            if length:
+                add_part((address, length), flags & WRITE, readable, writable)
+            if not flags & NEXT:
+                return ident, slots
+            at = at + 1 if at + 1 < self.size else 0
+            address, length, ident, flags = _DESCRIPTOR(self._descriptors, 16 * at)
+            if flags & INDIRECT:
+                raise QueueError("an indirect descriptor inside a chain")
+        raise QueueError(f"a chain of more than {self.size} descriptors")
+
+    def _walk_table(self, address: int, length: int, readable: Pairs, writable: Pairs) -> None:
+        """The same for an indirect table, all of which is the chain: NEXT means nothing in it."""
+        table = read_table(self._memory, address, length, self.size)
+        for start, size, _, flags in _ENTRIES(table):
+            if flags & INDIRECT:
+                raise QueueError("an indirect descriptor inside an indirect table")
+            if size:
+                add_part((start, size), flags & WRITE, readable, writable)
+
+    def complete(self, chain: Chain, written: int) -> None:
+        """Give ``chain`` back, ``written`` bytes into its writable views. Its views end here.
+
+        Chains come back in any order: the used descriptor goes where the device stands, and the driver knows
+        by the buffer id how far that takes it.
+        """
+        at, slots = self._used, chain.slots
+        flags = _TURN if self._used_wrap else 0
+        _USED_ELEMENT(self._descriptors, 16 * at + 8, written, chain.head)
+        # Pairs with the driver's barrier after it reads these flags.
+        self._release16(self._flags + 16 * at, flags | WRITE if written else flags)
+        at += slots
+        if at >= self.size:
+            at -= self.size
+            self._used_wrap ^= 1
+        self._used = at
+        self._in_flight -= slots
+        self._unsignalled += slots
+        chain.close()
+
+    def should_interrupt(self) -> bool:
+        """Whether the driver wants to hear of what was completed since the last call. Ask once a pass."""
+        count = self._unsignalled
+        if not count:
+            return False
+        self._unsignalled = 0
+        # Pairs with the driver's full barrier between asking for interrupts and looking at the ring again.
+        event = self._peer32(self._driver_event)
+        if not self._event_idx or event >> 16 != _AT_DESCRIPTOR:
+            return event >> 16 != _DISABLE
+        at = event & 0x7FFF
+        if event >> 15 & 1 != self._used_wrap:  # in the lap before
+            at -= self.size
+        return wants_event(at, self._used, self._used - count)
+
+    def pause_notify(self) -> None:
+        """Tell the driver that it need not notify."""
+        self._release32(self._notify_word, _DISABLE << 16)
+
+    def resume_notify(self) -> bool:
+        """Ask to hear of the next buffer. True when one came meanwhile: nothing will be sent for it."""
+        word = self._next | self._wrap << 15 | _AT_DESCRIPTOR << 16 if self._event_idx else _ENABLE << 16
+        # Pairs with the driver's full barrier between the head's flags and its look at this word.
+        flags = self._rearm32(self._notify_word, word, self._flags + 16 * self._next)
+        return flags & _TURN == (_AVAIL if self._wrap else _USED)
+
+    def close(self) -> None:
+        """Let go of guest memory. No other method may be called after it; chains close by themselves."""
+        self._descriptors.release()
+        self._load16 = self._release16 = self._release32 = self._rearm32 = self._peer32 = queue_closed
+
+    def state(self) -> dict[str, int]:
+        """Positions in the ring with their wrap counters, and what should_interrupt has to look at yet."""
+        return {
+            "available": self._next,
+            "available_wrap": self._wrap,
+            "used": self._used,
+            "used_wrap": self._used_wrap,
+            "unsignalled": self._unsignalled,
+        }
+
+    def load_state(self, state: dict[str, int]) -> None:
+        """Go on from where ``state()`` was taken, on the same guest memory."""
+        self._next, self._used = state["available"] % self.size, state["used"] % self.size
+        self._wrap, self._used_wrap = state["available_wrap"] & 1, state["used_wrap"] & 1
+        self._unsignalled = state["unsignalled"]

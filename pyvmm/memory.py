@@ -34,7 +34,7 @@ _MAP_FIXED = 0x10
 class Bank:
     """One range of guest-physical memory and the host memory behind it."""
 
-    __slots__ = ("base", "end", "fd", "host_address", "kind", "mapping", "size", "view")
+    __slots__ = ("base", "end", "fd", "host_address", "kind", "mapping", "readable", "size", "view")
 
     def __init__(self, base: int, size: int, kind: str, *, mapping: mmap.mmap, offset: int, fd: int) -> None:
         self.base = base
@@ -43,6 +43,7 @@ class Bank:
         self.kind = kind
         self.mapping = mapping  # owns the host memory; the bank begins at ``offset`` of it
         self.view = memoryview(mapping)[offset : offset + size]  # writable, whatever the kind
+        self.readable = self.view.toreadonly()
         self.host_address = _address_of(mapping) + offset
         self.fd = fd  # of a shared backing, whose offset 0 is the bank's base; -1 for anonymous memory
 
@@ -108,6 +109,7 @@ class GuestMemory:
         The virtual machine must be gone, or its slots deleted.
         """
         for bank in self._banks:
+            bank.readable.release()
             bank.view.release()
             try:
                 bank.mapping.close()
@@ -142,12 +144,18 @@ class GuestMemory:
 
     def iovec(self, pairs: Iterable[tuple[int, int]], *, writable: bool = False) -> list[memoryview]:
         """Views of every (gpa, size), for preadv and pwritev; those across banks become several."""
-        views = [
-            bank.view[start:stop]
-            for gpa, size in pairs
-            for bank, start, stop in self._pieces(gpa, size, writable)
-        ]
-        return views if writable else [view.toreadonly() for view in views]
+        views: list[memoryview] = []
+        for gpa, size in pairs:
+            end = gpa + size
+            for bank in self._banks:  # nearly always it is all in one: this is the hot path of devices
+                if bank.base <= gpa < end <= bank.end and not (writable and bank.kind == READ_ONLY):
+                    whole = bank.view if writable else bank.readable
+                    views.append(whole[gpa - bank.base : end - bank.base])
+                    break
+            else:
+                for bank, start, stop in self._pieces(gpa, size, writable):
+                    views.append((bank.view if writable else bank.readable)[start:stop])
+        return views
 
     def host_address(self, gpa: int, size: int) -> int:
         """Where [gpa, gpa+size) of one bank lies in this process: for memory slots and ``ring`` only."""

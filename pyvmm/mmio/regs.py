@@ -385,19 +385,27 @@ class RegisterDevice:
         return bool(getattr(self, selector) & mask)
 
     def _compile_reader(self, offset: int, size: int) -> Reader:
-        reader: Reader = self._odd_read
-        for register, index, lane in self._find(offset, size, "r"):
-            reader = self._banked_reader(register, self._reader(register, index, lane, size), reader)
+        reader = self._build_reader(offset, size)
         if len(self._readers) < _COMPILED_LIMIT:
             self._readers[offset, size] = reader
         return reader
 
+    def _build_reader(self, offset: int, size: int) -> Reader:
+        reader: Reader = self._odd_read
+        for register, index, lane in self._find(offset, size, "r"):
+            reader = self._banked_reader(register, self._reader(register, index, lane, size), reader)
+        return reader
+
     def _compile_writer(self, offset: int, size: int) -> Writer:
+        writer = self._build_writer(offset, size)
+        if len(self._writers) < _COMPILED_LIMIT:
+            self._writers[offset, size] = writer
+        return writer
+
+    def _build_writer(self, offset: int, size: int) -> Writer:
         writer: Writer = self._odd_write
         for register, index, lane in self._find(offset, size, "w"):
             writer = self._banked_writer(register, self._writer(register, index, lane, size), writer)
-        if len(self._writers) < _COMPILED_LIMIT:
-            self._writers[offset, size] = writer
         return writer
 
     def _odd_read(self) -> int:

@@ -25,18 +25,22 @@ class PackedRegisters(RegisterDevice):
     Its ``lock`` becomes that of the function it is put into. The reserved rest reads 0, and is counted.
     """
 
-    def _compile_reader(self, offset: int, size: int) -> Callable[[], int]:
+    def _build_reader(self, offset: int, size: int) -> Callable[[], int]:
         if size == 1 or self._find(offset, size, "r"):
-            return super()._compile_reader(offset, size)
+            return super()._build_reader(offset, size)
         half = size // 2
-        low, high = self._compile_reader(offset, half), self._compile_reader(offset + half, half)
+        low, high = self._build_reader(offset, half), self._build_reader(offset + half, half)
+        if low == high == self._odd_read:
+            return low
         return lambda: low() | high() << 8 * half
 
-    def _compile_writer(self, offset: int, size: int) -> Callable[[int], After]:
+    def _build_writer(self, offset: int, size: int) -> Callable[[int], After]:
         if size == 1 or self._find(offset, size, "w"):
-            return super()._compile_writer(offset, size)
+            return super()._build_writer(offset, size)
         half = size // 2
-        low, high = self._compile_writer(offset, half), self._compile_writer(offset + half, half)
+        low, high = self._build_writer(offset, half), self._build_writer(offset + half, half)
+        if low == high == self._odd_write:
+            return low
         return lambda value: both(low(value & (1 << 8 * half) - 1), high(value >> 8 * half))
 
     def decode(self, offset: int, size: int, is_write: bool, value: int) -> tuple[str, str]:

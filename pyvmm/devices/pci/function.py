@@ -167,6 +167,7 @@ class PciFunction:
             if not isinstance(saved, dict):
                 raise ConfigError(f"The saved state of {self.name} is damaged: {name} has another form.")
             part.load_state(saved)
+        self.update_intx()
 
     def close(self) -> None:
         """Release what the capabilities borrowed from the host."""

@@ -130,9 +130,6 @@ class Header(PackedRegisters):
             value |= self.BASE_ADDRESS[bar.index + 1] << 32
         return value & bar.mask
 
-    def _restored(self) -> None:
-        self._function.update_intx()
-
     def _write_command(self, value: int) -> After:
         changed = self.COMMAND ^ value
         self.COMMAND = value

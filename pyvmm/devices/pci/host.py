@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pyvmm.devices.pci.bar import Bar, Window
     from pyvmm.fdt import Node
     from pyvmm.mmio.bus import Bus
+    from pyvmm.mmio.regs import State
 
 _SLOTS, _FUNCTIONS = 32, 8
 _REGISTER_BITS = 12
@@ -115,6 +116,27 @@ class PciHost:
         for function in self._functions.values():
             with function.lock:
                 function.reset()
+
+    def state(self) -> State:
+        """State of every function by address, as plain data."""
+        found: State = {}
+        for address, function in self.functions():
+            with function.lock:
+                found[address] = function.state()
+        return found
+
+    def load_state(self, state: State) -> None:
+        """Take over what ``state`` returned. Call ``settle_all`` afterwards, without the lock.
+
+        Raises ConfigError when the bus has other functions, or the state is damaged.
+        """
+        functions = self.functions()
+        for address, function in functions:
+            saved = state.get(address)
+            if not isinstance(saved, dict) or len(state) != len(functions):
+                raise ConfigError(f"The saved state has other PCI devices: {function.name} is at {address}.")
+            with function.lock:
+                function.load_state(saved)
 
     def decode(self, offset: int, size: int, is_write: bool, value: int) -> tuple[str, str]:
         """``00:01.0.COMMAND`` and the fields."""

@@ -166,11 +166,17 @@ class Session:
     def watch(self, fd: int, callback: Callable[[int], None], events: int = 1) -> Watch:
         """Call ``callback(events)`` on the loop's thread, inside the session, while ``fd`` is ready.
 
-        It ends with the session; ``close`` it before closing the descriptor earlier.
+        It ends with the session; before closing the descriptor earlier, ``unwatch`` it.
         """
         watch = self._services.loop.watch(fd, partial(self.run, callback), events)
         self._watches.append(watch)
         return watch
+
+    def unwatch(self, watch: Watch) -> None:
+        """End a watch before the session ends. Idempotent."""
+        watch.close()
+        if watch in self._watches:
+            self._watches.remove(watch)
 
     def submit(self, job: Callable[[], T], done: Callable[[T], None]) -> None:
         """Run ``job`` on a worker, then ``done`` with its result inside the session.

@@ -200,11 +200,15 @@ class VirtioCore:
         else:
             setattr(queue, name, value)
 
-    def set_queue_address(self, name: str, high: bool, value: int) -> None:
+    def queue_address(self, name: str, half: int) -> int:
+        """One half (0 low, 1 high) of an area's address."""
+        address: int = getattr(self.selected, name)
+        return address >> 32 * half & _LOW
+
+    def set_queue_address(self, name: str, half: int, value: int) -> None:
         """Write one half of an area's address."""
-        old = getattr(self.selected, name)
-        new = old & _LOW | value << 32 if high else old & ~_LOW | value
-        self.set_queue(name, new)
+        shift = 32 * half
+        self.set_queue(name, getattr(self.selected, name) & ~(_LOW << shift) | value << shift)
 
     def enable_queue(self) -> None:
         """The driver finished setting the selected queue up."""
@@ -342,6 +346,17 @@ class VirtioCore:
         if after is not None:
             after()
         self.device.close()
+
+    def describe_queues(self) -> list[dict[str, int | bool]]:
+        """Where every queue is, and how it is doing. Call with the lock held."""
+        found: list[dict[str, int | bool]] = []
+        active = self._session.queues if self._session is not None else ()
+        for index, queue in enumerate(self.registers):
+            entry: dict[str, int | bool] = {name: getattr(queue, name) for name in QueueRegisters.NAMES}
+            if index < len(active):
+                entry |= {"in_flight": active[index].in_flight, "offloaded": active[index].offloaded}
+            found.append(entry)
+        return found
 
     # State
 

@@ -7,7 +7,7 @@ The driver's notifications are stores to QUEUE_NOTIFY, each queue's value caught
 from __future__ import annotations
 
 from pyvmm.devices.virtio.core import VirtioCore
-from pyvmm.mmio.regs import Bit, Reg, RegisterDevice
+from pyvmm.mmio.regs import Bit, Reg, RegArray, RegisterDevice
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,12 +56,9 @@ class VirtioMmio(RegisterDevice):
     INTERRUPT_STATUS = Reg(0x060, access="r", fields={"queue": Bit(0), "config": Bit(1)})
     INTERRUPT_ACK = Reg(0x064, access="w", on_write="_write_interrupt_ack")
     STATUS = Reg(0x070, on_read="_read_status", on_write="_write_status")
-    QUEUE_DESC_LOW = Reg(0x080, access="w", on_write="_write_desc_low")
-    QUEUE_DESC_HIGH = Reg(0x084, access="w", on_write="_write_desc_high")
-    QUEUE_DRIVER_LOW = Reg(0x090, access="w", on_write="_write_driver_low")
-    QUEUE_DRIVER_HIGH = Reg(0x094, access="w", on_write="_write_driver_high")
-    QUEUE_DEVICE_LOW = Reg(0x0A0, access="w", on_write="_write_device_low")
-    QUEUE_DEVICE_HIGH = Reg(0x0A4, access="w", on_write="_write_device_high")
+    QUEUE_DESC = RegArray(0x080, access="w", count=2, on_write="_write_desc")  # low half, high half
+    QUEUE_DRIVER = RegArray(0x090, access="w", count=2, on_write="_write_driver")
+    QUEUE_DEVICE = RegArray(0x0A0, access="w", count=2, on_write="_write_device")
     SHM_SEL = Reg(0x0AC, access="w", on_write="_ignore")
     SHM_LEN_LOW = Reg(0x0B0, access="r", reset=_NO_MEMORY)
     SHM_LEN_HIGH = Reg(0x0B4, access="r", reset=_NO_MEMORY)
@@ -206,23 +203,14 @@ class VirtioMmio(RegisterDevice):
             self._write_interrupt_ack(_QUEUE | _CONFIG_CHANGE)
         return after
 
-    def _write_desc_low(self, value: int) -> None:
-        self.core.set_queue_address("desc", False, value)
+    def _write_desc(self, half: int, value: int) -> None:
+        self.core.set_queue_address("desc", half, value)
 
-    def _write_desc_high(self, value: int) -> None:
-        self.core.set_queue_address("desc", True, value)
+    def _write_driver(self, half: int, value: int) -> None:
+        self.core.set_queue_address("driver", half, value)
 
-    def _write_driver_low(self, value: int) -> None:
-        self.core.set_queue_address("driver", False, value)
-
-    def _write_driver_high(self, value: int) -> None:
-        self.core.set_queue_address("driver", True, value)
-
-    def _write_device_low(self, value: int) -> None:
-        self.core.set_queue_address("device", False, value)
-
-    def _write_device_high(self, value: int) -> None:
-        self.core.set_queue_address("device", True, value)
+    def _write_device(self, half: int, value: int) -> None:
+        self.core.set_queue_address("device", half, value)
 
     def _read_reset(self) -> int:
         return 0  # the reset was over when the store that asked for it was

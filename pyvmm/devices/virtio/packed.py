@@ -19,7 +19,7 @@ from pyvmm.errors import QueueError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from pyvmm.devices.virtio.chain import Chain
     from pyvmm.devices.virtio.queue import QueueSetup
@@ -122,11 +122,23 @@ class PackedQueue:
         Chains come back in any order: the used descriptor goes where the device stands, and the driver knows
         by the buffer id how far that takes it.
         """
+        # Pairs with the driver's barrier after it reads these flags.
+        self._release16(*self._use(chain, written))
+
+    def complete_all(self, completions: Sequence[tuple[Chain, int]]) -> None:
+        """Give several chains back at once: the driver sees all of them, or none yet.
+
+        It looks at them in order, so the flags of the first one are what tells it of all.
+        """
+        for flags in reversed([self._use(chain, written) for chain, written in completions]):
+            self._release16(*flags)
+
+    def _use(self, chain: Chain, written: int) -> tuple[int, int]:
+        """Write a used descriptor but for its flags: where they go, and what they are."""
         at, slots = self._used, chain.slots
         flags = _TURN if self._used_wrap else 0
         _USED_ELEMENT(self._descriptors, 16 * at + 8, written, chain.head)
-        # Pairs with the driver's barrier after it reads these flags.
-        self._release16(self._flags + 16 * at, flags | WRITE if written else flags)
+        place = self._flags + 16 * at
         at += slots
         if at >= self.size:
             at -= self.size
@@ -135,6 +147,7 @@ class PackedQueue:
         self._in_flight -= slots
         self._unsignalled += slots
         chain.close()
+        return place, flags | WRITE if written else flags
 
     def should_interrupt(self) -> bool:
         """Whether the driver wants to hear of what was completed since the last call. Ask once a pass."""

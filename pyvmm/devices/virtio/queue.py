@@ -8,6 +8,7 @@ from pyvmm.memory import RAM
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Protocol
 
     from pyvmm.devices.virtio.chain import Chain
@@ -59,6 +60,9 @@ class Virtqueue(Protocol):
 
     def complete(self, chain: Chain, written: int) -> None:
         """Give ``chain`` back, ``written`` bytes into its writable views. Its views end here."""
+
+    def complete_all(self, completions: Sequence[tuple[Chain, int]]) -> None:
+        """Give several chains back at once: the driver sees all of them, or none yet."""
 
     def should_interrupt(self) -> bool:
         """Whether the driver wants to hear of what was completed since the last call. Ask once a pass."""

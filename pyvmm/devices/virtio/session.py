@@ -19,7 +19,7 @@ from pyvmm.errors import GuestAccessError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from typing import TypeVar
 
     from pyvmm.devices.base import Loop, Timer, Watch, Workers
@@ -110,6 +110,14 @@ class ActiveQueue:
             self.ring.complete(chain, written)
             self._session.completed(self)
 
+    def complete_together(self, completions: Sequence[tuple[Chain, int]]) -> None:
+        """Like ``complete`` for several chains, which the driver sees all at once."""
+        mine = [(chain, written) for chain, written in completions if chain in self._chains]
+        if mine and self.ring is not None:
+            self._chains.difference_update(chain for chain, _ in mine)
+            self.ring.complete_all(mine)
+            self._session.completed(self)
+
     def forget_chains(self) -> None:
         """The queue was reset: nothing taken from it will be given back."""
         self._chains.clear()
@@ -196,6 +204,7 @@ class Session:
         """The driver broke the rules: nothing more is done for it until it resets the device."""
         if self.alive:
             self.alive = False
+            self._unwatch_all()  # nobody would read what they wait for: the loop would spin
             self._fail(reason)
 
     # For queues and the transport's core.
@@ -233,6 +242,9 @@ class Session:
         self.alive = False
         for queue in self.queues:
             queue.forget_chains()
+        self._unwatch_all()
+
+    def _unwatch_all(self) -> None:
         for watch in self._watches:
             watch.close()
         self._watches = []

@@ -16,7 +16,7 @@ from pyvmm.errors import QueueError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from pyvmm.devices.virtio.chain import Chain
     from pyvmm.devices.virtio.queue import QueueSetup
@@ -117,6 +117,16 @@ class SplitQueue:
         self._used = used = (used + 1) & 0xFFFF
         self._release16(self._used_index, used)  # pairs with the driver's barrier after it reads the index
         chain.close()
+
+    def complete_all(self, completions: Sequence[tuple[Chain, int]]) -> None:
+        """Give several chains back at once: the driver sees all of them, or none yet."""
+        used = self._used
+        for chain, written in completions:
+            _USED(self._used_ring, 4 + 8 * (used & self._mask), chain.head, written)
+            used = (used + 1) & 0xFFFF
+            chain.close()
+        self._used = used
+        self._release16(self._used_index, used)
 
     def should_interrupt(self) -> bool:
         """Whether the driver wants to hear of what was completed since the last call. Ask once a pass."""

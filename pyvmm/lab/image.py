@@ -10,21 +10,35 @@ from pathlib import Path
 from pyvmm.errors import HostError
 from pyvmm.lab import elf, store, tools
 from pyvmm.lab.cpio import Initramfs
-from pyvmm.lab.kernels import HOST_MODULES, Kernel, kernel
+from pyvmm.lab.kernels import HOST_MODULES, HOST_MODULES_ON_DEMAND, Kernel, kernel
 from pyvmm.lab.packages import Archive, require_commands, unpack
 from pyvmm.lab.store import Progress, quiet
 
 _PACKAGES = (
     "busybox-static",
+    "e2fsprogs",
     "libatomic1",
     "openssh-server",
+    "passt",
     f"libpython{tools.PYTHON}-stdlib",
     f"python{tools.PYTHON}-minimal",
+    "virtiofsd",
 )
 _LIBRARIES = "usr/lib/riscv64-linux-gnu"
 _STDLIB = f"usr/lib/python{tools.PYTHON}"
-_FILES = ("usr/bin/busybox", f"usr/bin/python{tools.PYTHON}", "usr/sbin/sshd", "usr/lib/openssh/sshd-session",
-          "usr/lib/openssh/sshd-auth", "usr/lib/ld-linux-riscv64-lp64d.so.1")  # fmt: skip
+_FILES = (
+    "usr/bin/busybox", f"usr/bin/python{tools.PYTHON}", "usr/sbin/sshd", "usr/lib/openssh/sshd-session",
+    "usr/lib/openssh/sshd-auth", "usr/lib/ld-linux-riscv64-lp64d.so.1",
+    # What devices need on the host, and what their tests need.
+    "usr/bin/passt", "usr/libexec/virtiofsd", "usr/sbin/mke2fs", "usr/sbin/e2fsck", "usr/sbin/debugfs",
+    "etc/mke2fs.conf",
+)  # fmt: skip
+_LINKS = {
+    "bin": "usr/bin", "sbin": "usr/sbin", "lib": "usr/lib",
+    "usr/bin/python3": f"python{tools.PYTHON}", "usr/bin/sh": "busybox", "init": "usr/bin/busybox",
+    "usr/bin/virtiofsd": "../libexec/virtiofsd", "usr/sbin/mkfs.ext4": "mke2fs",
+    "usr/sbin/fsck.ext4": "e2fsck",
+}  # fmt: skip
 _LOADED_BY_NAME = ("libatomic.so.1", "libgcc_s.so.1", "libutil.so.1")  # by ctypes, or by libc itself
 _NOT_IN_STDLIB = (
     "test", "idlelib", "tkinter", "turtledemo", "turtle.py", "ensurepip", "pydoc_data", "venv", "lib2to3",
@@ -126,6 +140,7 @@ def image(series: str, progress: Progress = quiet) -> Image:
     scripts = [(Path(__file__).parent / source).read_bytes() for source in _SCRIPTS.values()]
     contents = (
         _FILES,
+        _LINKS,
         _LOADED_BY_NAME,
         _NOT_IN_STDLIB,
         _NOT_IN_DYNLOAD,
@@ -172,15 +187,12 @@ def _assemble(root: Path, work: Path, host_kernel: Kernel) -> Initramfs:
     fs = Initramfs()
     for path in _DIRECTORIES:
         fs.directory(path)
-    for link in ("bin", "sbin", "lib"):
-        fs.symlink(link, f"usr/{link}")
+    for path, target in _LINKS.items():
+        fs.symlink(path, target)
     for path in _FILES:
         fs.copy(root / path, path)
     _add_libraries(fs, root)
     fs.copy(root / _STDLIB, _STDLIB)
-    fs.symlink("usr/bin/python3", f"python{tools.PYTHON}")
-    fs.symlink("init", "usr/bin/busybox")
-    fs.symlink("usr/bin/sh", "busybox")
     fs.file("usr/bin/pyvmm", b'#!/bin/sh\nexec python3 -m pyvmm "$@"\n', 0o755)
     fs.character_device("dev/console", 5, 1)
     _add_configuration(fs, work)
@@ -211,10 +223,8 @@ def _add_configuration(fs: Initramfs, work: Path) -> None:
 
 def _add_modules(fs: Initramfs, host_kernel: Kernel) -> None:
     tree = host_kernel.modules
-    order = tree.load_order(HOST_MODULES)
-    for name in order:
-        fs.file(f"usr/lib/modules/{name}.ko", tree.content(name))
-    fs.file("usr/lib/modules/load", "".join(f"{name}\n" for name in order).encode())
+    tree.install(fs, f"usr/lib/modules/{host_kernel.release}", (*HOST_MODULES, *HOST_MODULES_ON_DEMAND))
+    fs.file("etc/modules", "".join(f"{name}\n" for name in tree.load_order(HOST_MODULES)).encode())
 
 
 def _make_keys(work: Path) -> None:

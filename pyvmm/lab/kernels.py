@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from pyvmm.errors import ConfigError, HostError
-from pyvmm.lab import store
+from pyvmm.lab import modules, store
 from pyvmm.lab.modules import ModuleTree
 from pyvmm.lab.packages import Archive, Package, require_commands, unpack
 from pyvmm.lab.store import Progress, quiet
@@ -20,10 +20,12 @@ SUITES = {
 HOST_MODULES = (
     "kvm", "virtio_net", "virtio_rng", "9pnet_virtio", "9p", "tun", "vhost_net", "vhost_vsock", "loop",
 )  # fmt: skip
+HOST_MODULES_ON_DEMAND = ("ext4", "null_blk")
 GUEST_MODULES = (
     "virtio_mmio", "virtio_blk", "virtio_net", "virtio_rng", "virtio_balloon", "virtio_console",
-    "9pnet_virtio", "9p", "virtiofs", "vmw_vsock_virtio_transport",
+    "9pnet_virtio", "9p", "virtiofs", "vmw_vsock_virtio_transport", "uio_pci_generic", "ext4",
 )  # fmt: skip
+_KEPT_MODULES = HOST_MODULES + HOST_MODULES_ON_DEMAND + GUEST_MODULES
 _PARTS = ("linux-image-", "linux-binary-", "linux-modules-")
 
 
@@ -54,7 +56,7 @@ def kernel(series: str, progress: Progress = quiet) -> Kernel:
     """
     if series not in SUITES:
         raise ConfigError(f"There is no kernel series {series!r}; there are {' and '.join(SUITES)}.")
-    key = store.recipe_key(SUITES[series], HOST_MODULES, GUEST_MODULES)
+    key = store.recipe_key(SUITES[series], _KEPT_MODULES, modules.SOFT_DEPENDENCIES)
     return Kernel(
         store.build_once(f"kernels/{series}-{key}", lambda work: _build(series, work, progress), progress)
     )
@@ -117,5 +119,5 @@ def _image(root: Path, release: str) -> Path:
 def _keep_modules(source: Path, target: Path) -> None:
     tree = ModuleTree(source)
     target.mkdir()
-    for name in tree.load_order(HOST_MODULES + GUEST_MODULES):
+    for name in tree.load_order(_KEPT_MODULES):
         (target / f"{name}.ko").write_bytes(tree.content(name))

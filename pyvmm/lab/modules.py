@@ -8,6 +8,11 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from pyvmm.lab.cpio import Initramfs
+
+SOFT_DEPENDENCIES = {"crypto-crc32c": "crc32c_generic"}
+"""Algorithms that modules ask for by the name of the algorithm, and the module that has each."""
+_SOFT = re.compile(rb"(?:^|\0)softdep=pre: ([^\0]*)\0")
 _DEPENDS = re.compile(rb"(?:^|\0)depends=([^\0]*)\0")
 
 
@@ -29,8 +34,22 @@ class ModuleTree:
 
     def depends(self, name: str) -> list[str]:
         """Direct dependencies of a module that is a file here."""
-        found = _DEPENDS.search(self.content(name))
-        return [part.replace("-", "_") for part in found[1].decode().split(",") if part] if found else []
+        content = self.content(name)
+        hard, soft = _DEPENDS.search(content), _SOFT.search(content)
+        names = hard[1].decode().split(",") if hard else []
+        names += [SOFT_DEPENDENCIES.get(word, word) for word in soft[1].decode().split()] if soft else []
+        return [part.replace("-", "_") for part in names if part]
+
+    def install(self, fs: Initramfs, directory: str, names: Iterable[str]) -> None:
+        """Put ``names`` and what they depend on into an archive, for busybox's modprobe."""
+        order = self.load_order(names)
+        for name in order:
+            fs.file(f"{directory}/{name}.ko", self.content(name))
+        lines = [
+            f"{name}.ko: {' '.join(f'{other}.ko' for other in reversed(self.load_order([name])[:-1]))}\n"
+            for name in order
+        ]
+        fs.file(f"{directory}/modules.dep", "".join(lines).encode())
 
     def content(self, name: str) -> bytes:
         """The module's ELF file, decompressed."""

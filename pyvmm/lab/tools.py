@@ -32,6 +32,7 @@ _GROUPS = {
     "dtc": ("device-tree-compiler",),
     "qemu-user": ("qemu-user",),
 }
+_STATIC = ("qemu-user",)  # groups whose programs bring no loader, since they need none
 _PROGRAMS = {
     "qemu-system-riscv64": "host",
     "ssh": "host",
@@ -53,6 +54,8 @@ def command(program: str, progress: Progress = quiet) -> list[str]:
     if program not in _PROGRAMS:
         raise ConfigError(f"{program} is not one of the lab's tools: {', '.join(sorted(_PROGRAMS))}.")
     root = group(_PROGRAMS[program], progress)
+    if _PROGRAMS[program] in _STATIC:
+        return [str(root / "usr/bin" / program)]
     return [
         str(root / "lib64/ld-linux-x86-64.so.2"),
         "--library-path",

@@ -200,15 +200,15 @@ class _Pool:
         self._taken = {}
 
     def allocate(self, size):
+        room = max(64, -(-size // 64) * 64)
         at = self._start
         for start in sorted(self._taken):
-            if start - at >= size:
+            if start - at >= room:
                 break
             at = self._taken[start]
-        end = at + max(64, -(-size // 64) * 64)
-        if end > self._end:
+        if at + room > self._end:
             raise MemoryError(f"the fake driver has no {size} bytes left: give it a larger span")
-        self._taken[at] = end
+        self._taken[at] = at + room
         return at
 
     def free(self, address):

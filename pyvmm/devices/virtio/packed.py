@@ -162,7 +162,7 @@ class PackedQueue:
         at = event & 0x7FFF
         if event >> 15 & 1 != self._used_wrap:  # in the lap before
             at -= self.size
-        return wants_event(at, self._used, self._used - count)
+        return wants_event(at, self._used, self._used - min(count, 0xFFFF))
 
     def pause_notify(self) -> None:
         """Tell the driver that it need not notify."""

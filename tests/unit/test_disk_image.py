@@ -316,13 +316,21 @@ class TestTransfers:
 
 
 class TestReadingWithoutWaiting:
-    def test_what_was_just_written_is_read_at_once(self, path, opened):
+    def test_cached_data_is_read_with_a_call_that_does_not_wait(self, path, opened, monkeypatch):
         image = opened(path)
+        image.in_memory = False
+        flags = []
+        real = os.preadv
+
+        def record(fd, views, at, given):
+            flags.append(given)
+            return real(fd, views, at)
+
+        monkeypatch.setattr(os, "preadv", record)
         into = views(100, 412)
-        if not image.in_memory:
-            image.write([memoryview(content(512, seed=5))], 512)
-            assert image.read_cached(into, 512)
-            assert joined(into) == content(512, seed=5)
+        assert image.read_cached(into, 512)
+        assert joined(into) == content()[512:1024]
+        assert flags == [os.RWF_NOWAIT]
 
     def test_data_that_is_not_cached_is_left_to_a_worker(self, path, opened, monkeypatch):
         def would_block(*_):

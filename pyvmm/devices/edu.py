@@ -6,8 +6,8 @@ QEMU's 28 bits it could reach no RAM of a RISC-V machine. A transfer outside of 
 nothing. And a factorial takes as long as its first 34 factors, from where on the result is 0.
 
 What a hostile guest can do: name any address and any length for DMA. A transfer is at most the 4 KiB buffer,
-all of it inside the buffer and inside guest memory, or nothing is moved and it is counted; only one is
-under way at a time. One factorial is under way at a time, unless the guest resets the device meanwhile.
+all of it inside the buffer and inside guest memory, or nothing is moved and it is counted. One transfer and
+one factorial are under way at a time.
 """
 
 from __future__ import annotations

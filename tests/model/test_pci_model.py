@@ -146,7 +146,7 @@ class Guest(RuleBasedStateMachine):
         for function in self.functions:
             for bar in function.bars:
                 wanted = self.wanted(function, bar)
-                assert mapped.get(f"{function.name} BAR {bar.index}") == bar.address
+                assert mapped.get(f"{function.name}.bar{bar.index}") == bar.address
                 if bar.address != wanted:
                     assert bar.address is None
                     assert any(low < wanted + bar.size and wanted < high for low, high in taken)

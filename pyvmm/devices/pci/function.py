@@ -127,7 +127,7 @@ class PciFunction:
 
     @property
     def bus_master(self) -> bool:
-        """Whether the guest allows this function to access memory."""
+        """Whether the guest allows this function to access memory. Messages (MSI) are sent all the same."""
         return self.header.bus_master
 
     def set_intx(self, level: bool) -> None:

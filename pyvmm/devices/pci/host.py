@@ -11,6 +11,7 @@ only inside the windows, where nothing but BARs is; of two at one place the firs
 from __future__ import annotations
 
 import threading
+from functools import partial
 
 from pyvmm.devices.pci.function import PciFunction
 from pyvmm.devices.pci.header import Identity
@@ -79,7 +80,7 @@ class PciHost:
         self._functions[place] = function
         pin = function.header.pin
         wire = self._wires[wire_of(slot, pin)].input() if pin else None
-        function.connect(wire, lambda: self.settle(function), multifunction=number > 0)
+        function.connect(wire, partial(self.settle, function), multifunction=number > 0)
         if number:
             self._functions[slot * _FUNCTIONS].header.multifunction = True
             self._functions[slot * _FUNCTIONS].header.reset()
@@ -229,7 +230,7 @@ class PciHost:
         if bar.mapping is not None:
             bar.mapping.move(address)
         else:
-            bar.mapping = self._bus.map(address, bar.size, bar.device, name=f"{name} BAR {bar.index}")
+            bar.mapping = self._bus.map(address, bar.size, bar.device, name=f"{name}.bar{bar.index}")
 
 
 def _address(place: int) -> str:

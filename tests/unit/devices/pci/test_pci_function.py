@@ -286,7 +286,7 @@ def test_state_moves_to_another_function_and_its_bars_follow():
     other.load_state(device.state())
     other.settle()
     assert other.state() == device.state()
-    assert pci.mapped() == {"probe BAR 0": 0x4000_0000}
+    assert pci.mapped() == {"probe.bar0": 0x4000_0000}
     assert pci.wires[1].level is True
 
 

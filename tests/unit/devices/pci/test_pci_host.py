@@ -89,7 +89,7 @@ def test_state_of_the_bus_moves_to_another():
     other = PciBus(function(Bar(0, PAGE, Probe())))
     other.host.load_state(one.host.state())
     other.host.settle_all()
-    assert other.mapped() == one.mapped() == {"probe BAR 0": LOW}
+    assert other.mapped() == one.mapped() == {"probe.bar0": LOW}
 
 
 def test_state_of_a_bus_with_other_functions_is_refused():
@@ -174,7 +174,7 @@ def test_bar_in_use_moves_with_its_register():
     config.command(MEMORY_SPACE)
     config.place(0, LOW)
     config.place(0, LOW + 0x8000)
-    assert pci.mapped() == {"probe BAR 0": LOW + 0x8000}
+    assert pci.mapped() == {"probe.bar0": LOW + 0x8000}
     assert pci.bus.read(LOW, 4) == 0
 
 
@@ -185,7 +185,7 @@ def test_io_bar_answers_at_the_window_of_the_processor():
     config.command(MEMORY_SPACE)
     assert pci.mapped() == {}
     config.command(IO_SPACE)
-    assert pci.mapped() == {"probe BAR 0": IO_BASE + 0x1000}
+    assert pci.mapped() == {"probe.bar0": IO_BASE + 0x1000}
 
 
 @pytest.mark.parametrize("address", [HIGH, HIGH + HIGH_SIZE - PAGE, LOW])
@@ -194,7 +194,7 @@ def test_wide_bar_can_lie_in_either_memory_window(address):
     config = pci.at("00:01.0")
     config.place_wide(0, address)
     config.command(MEMORY_SPACE)
-    assert pci.mapped() == {"probe BAR 0": address}
+    assert pci.mapped() == {"probe.bar0": address}
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_io_bar_at_the_last_port_answers_and_beyond_does_not():
     config = pci.at("00:01.0")
     config.command(IO_SPACE)
     config.place(0, 0xFFF0)
-    assert pci.mapped() == {"probe BAR 0": IO_BASE + 0xFFF0}
+    assert pci.mapped() == {"probe.bar0": IO_BASE + 0xFFF0}
     config.place(0, 0x1_0000)
     assert pci.mapped() == {}
 
@@ -229,7 +229,7 @@ def test_bar_on_another_bar_stays_off_the_bus_and_is_counted():
         pci.at(address).command(MEMORY_SPACE)
     pci.at("00:01.0").place(0, LOW + PAGE)
     pci.at("00:02.0").place(0, LOW)
-    assert pci.mapped() == {"one BAR 0": LOW + PAGE}
+    assert pci.mapped() == {"one.bar0": LOW + PAGE}
     assert pci.host.conflicts == 1
 
 
@@ -240,7 +240,7 @@ def test_bar_moved_onto_another_leaves_its_old_place():
     config.place(0, LOW)
     config.place(1, LOW + PAGE)
     config.place(1, LOW)
-    assert pci.mapped() == {"probe BAR 0": LOW}
+    assert pci.mapped() == {"probe.bar0": LOW}
     assert pci.bus.read(LOW + PAGE, 4) == 0
 
 
@@ -249,9 +249,9 @@ def test_bar_comes_back_when_the_one_in_its_place_leaves():
     for address in pci.addresses:
         pci.at(address).place(0, LOW)
         pci.at(address).command(MEMORY_SPACE)
-    assert pci.mapped() == {"one BAR 0": LOW}
+    assert pci.mapped() == {"one.bar0": LOW}
     pci.at("00:01.0").place(0, LOW + PAGE)
-    assert pci.mapped() == {"one BAR 0": LOW + PAGE, "two BAR 0": LOW}
+    assert pci.mapped() == {"one.bar0": LOW + PAGE, "two.bar0": LOW}
     assert pci.host.conflicts == 1
 
 
@@ -263,7 +263,7 @@ def test_two_bars_of_one_function_change_places_whole():
     config.command(MEMORY_SPACE)
     config.place(0, LOW + PAGE)
     config.place(1, LOW)
-    assert pci.mapped() == {"probe BAR 0": LOW + PAGE, "probe BAR 1": LOW}
+    assert pci.mapped() == {"probe.bar0": LOW + PAGE, "probe.bar1": LOW}
 
 
 def test_on_place_hears_of_every_change_with_no_lock_held():
@@ -285,7 +285,7 @@ def test_on_place_hears_of_every_change_with_no_lock_held():
     config.place(0, LOW + PAGE)
     config.place(0, 0x8000_0000)
     config.place(0, ECAM)
-    assert heard == [(LOW, {"probe BAR 0": LOW}), (LOW + PAGE, {"probe BAR 0": LOW + PAGE}), (None, {})]
+    assert heard == [(LOW, {"probe.bar0": LOW}), (LOW + PAGE, {"probe.bar0": LOW + PAGE}), (None, {})]
 
 
 def test_on_place_hears_none_when_the_new_place_is_taken():
@@ -325,7 +325,7 @@ def test_harts_that_move_bars_at_once_leave_the_bus_as_the_registers_are():
     for hart in harts:
         hart.result()
     wanted = {device.name: device.header.bus_address(device.bars[0]) for device in devices}
-    mapped = {name.removesuffix(" BAR 0"): base for name, base in pci.mapped().items()}
+    mapped = {name.removesuffix(".bar0"): base for name, base in pci.mapped().items()}
     assert {name: base for name, base in heard.items() if base is not None} == mapped
     assert set(mapped.values()) == set(wanted.values())
     assert all(wanted[name] == base for name, base in mapped.items())

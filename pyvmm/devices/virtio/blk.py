@@ -99,10 +99,10 @@ def _parse_id(value: str) -> str:
     return value
 
 
-class VirtioBlk(VirtioDevice):
+class Blk(VirtioDevice):
     """A disk on ``image``, which it closes. ``malformed`` counts chains without room for an answer."""
 
-    NAME = "virtio-blk"
+    NAME = "blk"
     SIZE = 60
     DEVICE_ID = 2
     POSITIONAL = ("file",)
@@ -151,7 +151,7 @@ class VirtioBlk(VirtioDevice):
         self.reset()
 
     @classmethod
-    def open(cls, settings: Settings, services: Services) -> VirtioBlk:
+    def open(cls, settings: Settings, services: Services) -> Blk:
         """The disk the user asked for. Raises ConfigError."""
         from pyvmm.devices.virtio.openimage import open_image
 

@@ -12,7 +12,7 @@ from fakes.virtio import RAM, Rig, make_services
 
 from pyvmm.devices.settings import parse
 from pyvmm.devices.virtio import blk, jobs
-from pyvmm.devices.virtio.blk import VirtioBlk
+from pyvmm.devices.virtio.blk import Blk
 from pyvmm.devices.virtio.diskimage import DiskImage
 from pyvmm.errors import ConfigError
 
@@ -68,7 +68,7 @@ class Disk(Rig):
     def __init__(self, image, *, packed=False, features=None, **options):
         self.image = image
         self.fd = image._fd
-        super().__init__(VirtioBlk(image, **options), packed=packed, size=32, ring_bytes=0x4000)
+        super().__init__(Blk(image, **options), packed=packed, size=32)
         self.start(features)
 
     def add(self, kind, sector=0, payload=(), sizes=(), queue=0, header=None):
@@ -544,8 +544,8 @@ class TestResets:
 class TestSettings:
     @staticmethod
     def open(body):
-        settings = parse(f"--disk {body}", body, VirtioBlk.SETTINGS, VirtioBlk.POSITIONAL)
-        return VirtioBlk.open(settings, make_services())
+        settings = parse(f"--disk {body}", body, Blk.SETTINGS, Blk.POSITIONAL)
+        return Blk.open(settings, make_services())
 
     def refusal(self, body):
         with pytest.raises(ConfigError) as error:

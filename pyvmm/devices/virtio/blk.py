@@ -100,7 +100,10 @@ def _parse_id(value: str) -> str:
 
 
 class Blk(VirtioDevice):
-    """A disk on ``image``, which it closes. ``malformed`` counts chains without room for an answer."""
+    """A disk on ``image``, which it closes. ``malformed`` counts chains without room for an answer.
+
+    Under its lock it calls only the loop and the workers, whose locks are leaves.
+    """
 
     NAME = "blk"
     SIZE = 60

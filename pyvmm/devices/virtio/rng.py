@@ -28,7 +28,10 @@ _PERIOD = 1.0  # seconds
 
 
 class Rng(VirtioDevice):
-    """One queue of buffers to fill. ``rate`` is in bytes a second, 0 for no limit."""
+    """One queue of buffers to fill. ``rate`` is in bytes a second, 0 for no limit.
+
+    Under its lock it calls only the loop, whose locks are leaves.
+    """
 
     NAME = "rng"
     DEVICE_ID = 4

@@ -2,6 +2,9 @@
 """virtio-rng on a fake driver: bytes, its rate, resets, and a greedy guest."""
 
 import os
+import re
+import textwrap
+from pathlib import Path
 
 import pytest
 from fakes.virtio import RAM, Rig, make_services
@@ -176,3 +179,22 @@ def test_rate_of_nothing_is_refused():
 def test_rate_that_is_no_size_is_refused():
     with pytest.raises(ConfigError, match="rate takes a size such as 4096, 64K or 512M"):
         open_rng("rate=fast")
+
+
+def test_walk_through_in_the_documentation_quotes_the_sources():
+    root = Path(__file__).parents[4]
+    text = (root / "docs/adding-a-device.md").read_text()
+    files = (
+        "pyvmm/devices/virtio/rng.py",
+        "pyvmm/devices/virtio/blk.py",
+        "pyvmm/devices/__init__.py",
+    )
+    sources = "".join((root / name).read_text() for name in files).splitlines()
+    *quoted, example = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(quoted) == 8
+    for line in "".join(quoted).splitlines():
+        assert line in sources
+    names = {"Rig": Rig, "Rng": Rng}
+    exec(textwrap.dedent(example), names)
+    names["rig"].__exit__()
+    assert names["written"] == 40

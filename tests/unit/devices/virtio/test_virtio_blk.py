@@ -8,13 +8,17 @@ import struct
 import threading
 
 import pytest
+from fakes.threads import PATIENCE, in_time
 from fakes.virtio import RAM, Rig, make_services
 
 from pyvmm.devices.settings import parse
 from pyvmm.devices.virtio import blk, jobs
 from pyvmm.devices.virtio.blk import Blk
 from pyvmm.devices.virtio.diskimage import DiskImage
+from pyvmm.devices.virtio.session import Services
 from pyvmm.errors import ConfigError
+from pyvmm.eventloop import EventLoop
+from pyvmm.workers import WorkerThreads
 
 SECTORS = 2048
 SIZE = 512 * SECTORS
@@ -599,3 +603,50 @@ class TestSettings:
     def test_what_is_wrong_with_the_file_is_said(self, tmp_path):
         body = str(tmp_path / "none.img")
         assert self.refusal(body).startswith(f"--disk {body}: {body} does not exist")
+
+
+class RunningLoop(EventLoop):
+    """A real loop, where a Rig expects one that it runs itself."""
+
+    def run(self):
+        pass
+
+
+@pytest.mark.parametrize("queues", [1, 2])
+def test_on_real_threads_every_request_is_answered_across_resets(queues):
+    errors = []
+    loop, workers = RunningLoop(errors.append), WorkerThreads(errors.append)
+    loop.start()
+    answered = threading.Semaphore(0)
+    image = SlowImage(memory_file())
+    disk = Rig(Blk(image, queues=queues), size=64, services=Services(loop, workers))
+    disk.interrupts.queue_interrupt = lambda index: answered.release()
+    chooser = random.Random(2)
+    for turn in range(6):
+        disk.start()
+        for _ in range(8):
+            asked = {}
+            for index in range(16):
+                driver, sector = disk.drivers[index % queues], chooser.randrange(SECTORS)
+                token = driver.add_chain([struct.pack("<IIQ", blk.T_IN, 0, sector)], [512, 1])
+                asked[driver, token] = CONTENT[512 * sector : 512 * (sector + 1)] + b"\0"
+            for doorbell in disk.doorbells:
+                os.eventfd_write(doorbell.fd, 1)
+            while asked:
+                assert answered.acquire(timeout=PATIENCE)
+                with disk.core.lock:
+                    for driver in disk.drivers:
+                        for done in driver.collect():
+                            assert asked.pop((driver, done.token)) == done.data
+        for index in range(16):  # and a reset with these in flight
+            disk.drivers[index % queues].add_chain([struct.pack("<IIQ", blk.T_IN, 0, turn)], [512, 1])
+        for doorbell in disk.doorbells:
+            os.eventfd_write(doorbell.fd, 1)
+        in_time(disk.reset)
+        for driver in disk.drivers:
+            driver.reset()
+    in_time(workers.stop)
+    in_time(loop.stop)
+    disk.workers.held, disk.workers.release = False, lambda: None  # nothing of a fake's is left to do
+    disk.__exit__()
+    assert errors == []

@@ -10,9 +10,12 @@ from __future__ import annotations
 import os
 from functools import partial
 
-from pyvmm import devicetree, exittrace, harts, hostfile, irqchip, layout, outcome, peripherals
+from pyvmm import backplane, devicetree, exittrace, harts, hostfile, irqchip, layout, outcome, peripherals
+from pyvmm.backplane import Backplane, Slots
 from pyvmm.devices.rtc import GoldfishRtc
 from pyvmm.devices.uart8250 import Uart8250
+from pyvmm.devices.virtio.session import Services
+from pyvmm.doorbells import Doorbells
 from pyvmm.errors import GuestAccessError, KvmError, PyvmmError
 from pyvmm.eventloop import LoopClock
 from pyvmm.fdt import flatten
@@ -20,8 +23,10 @@ from pyvmm.kvm import dump, regs, uapi
 from pyvmm.kvm.system import Kvm
 from pyvmm.loader import Boot
 from pyvmm.memory import ANONYMOUS, MEMFD, READ_ONLY, GuestMemory
+from pyvmm.messages import KernelMsiLine
 from pyvmm.mmio.bus import Bus
 from pyvmm.outcome import Outcome
+from pyvmm.ring import Ring
 from pyvmm.runner import VcpuThread
 from pyvmm.sbi import Sbi, SbiInput
 from pyvmm.suspend import Suspension, WakingLine
@@ -33,7 +38,9 @@ if TYPE_CHECKING:
 
     from pyvmm.config import MachineConfig
     from pyvmm.console.input import ConsoleInput
-    from pyvmm.devices.base import IrqLine, Sink
+    from pyvmm.devices.base import IrqLine, Workers
+    from pyvmm.devices.virtio.console import Console
+    from pyvmm.devices.virtio.consoleports import Screen
     from pyvmm.eventloop import EventLoop
     from pyvmm.kvm.ioctl import Kernel
     from pyvmm.kvm.vcpu import Vcpu
@@ -53,14 +60,16 @@ class Board:
         self,
         config: MachineConfig,
         loop: EventLoop,
-        console: Sink,
+        workers: Workers,
+        output: Screen,
         note: Callable[[str], None],
         trace: Trace | None,
         kernel: Kernel | None = None,
     ) -> None:
         self._config = config
         self._loop = loop
-        self._console = console
+        self._services = Services(loop, workers)
+        self._output = output
         self._note = note
         self._trace = trace
         self._kernel = kernel
@@ -71,8 +80,10 @@ class Board:
         self._sbi_input = SbiInput(self._input_room)
         self.bus = Bus()
         self.memory = GuestMemory()
-        self._sbi = Sbi(self.memory, console.write, self._sbi_input.take, self._suspension.wait)
+        self._sbi = Sbi(self.memory, output.write, self._sbi_input.take, self._suspension.wait)
         self._uart: Uart8250 | None = None
+        self._console: Console | None = None
+        self.backplane: Backplane | None = None
         try:
             self._build()
         except BaseException:
@@ -101,7 +112,8 @@ class Board:
             self.memory.add(layout.RAM_BASE, config.mem, backing=backing)
             cpu = self._create_harts(kvm)
             self._register_memory()
-            self._add_devices()
+            self._add_peripherals()
+            self._plug_devices()
             self._load(boot, cpu)
 
     def _create_harts(self, kvm: Kvm) -> devicetree.Cpu:
@@ -122,6 +134,7 @@ class Board:
     def _try_harts(self, kvm: Kvm, kind: str) -> devicetree.Cpu:
         self.vm = kvm.create_vm()
         self._closers.append(self.vm.close)
+        self.doorbells = Doorbells(self.vm)
         self.vcpus, cpu = harts.create(self.vm, self._config, self._note)
         self._closers += [vcpu.close for vcpu in self.vcpus]
         self.chip = irqchip.create(kind, self.vm, self.vcpus, self.bus, aia_mode=self._config.aia_mode)
@@ -134,17 +147,48 @@ class Board:
             flags = uapi.KVM_MEM_READONLY if bank.kind is READ_ONLY else 0
             self.vm.set_user_memory_region(slot, bank.base, bank.size, bank.host_address, flags)
 
-    def _add_devices(self) -> None:
+    def _add_peripherals(self) -> None:
         for place in peripherals.wanted(self._config):
             line = self._line(place.name, place.irq)
             if place is peripherals.UART:
-                device: Uart8250 | GoldfishRtc = Uart8250(line, self._console, on_room=self._input_room)
+                device: Uart8250 | GoldfishRtc = Uart8250(line, self._output, on_room=self._input_room)
             else:
                 device = GoldfishRtc(line, LoopClock(self._loop))
             if isinstance(device, Uart8250):
                 self._uart = device
             self._closers.append(partial(_reset, device))  # no timer of this board may fire into the next
             self.bus.map(place.base, place.size, device, name=place.name)
+
+    def _plug_devices(self) -> None:
+        """The virtio console first, then what the user asked for, in the order of the configuration."""
+        config = self._config
+        slots = Slots(config)
+        if not (slots.pci or slots.mmio):
+            return
+        self.backplane = plane = Backplane(
+            self.bus,
+            slots,
+            self.memory,
+            Ring(),
+            self._services,
+            line=self._line,
+            doorbells=self.doorbells,
+            msi_lines=None if self.chip.routing is None else self._msi_line,
+            ram_end=self.memory.banks[-1].end,
+        )
+        self._closers.append(plane.close)
+        if config.console == "virtio":
+            from pyvmm.devices.virtio.console import Console
+
+            self._console = Console(self._output, (), self._input_room)
+            plane.plug("console", self._console)
+        for request in config.devices:
+            plane.add(request)
+
+    def _msi_line(self) -> KernelMsiLine:
+        routing = self.chip.routing
+        assert routing is not None
+        return KernelMsiLine(self.vm, routing, self._loop, self._suspension)
 
     def _line(self, name: str, number: int) -> IrqLine:
         line: IrqLine = WakingLine(self.chip.line(number), self._suspension)
@@ -169,6 +213,7 @@ class Board:
             devices=[place.describe() for place in peripherals.wanted(config)],
             chosen=chosen,
         )
+        backplane.describe(tree, Slots(config), self.memory.banks[-1].end)
         # The tree holds the initrd's address, which depends on the tree's size, which depends on no address.
         placement = boot.place(len(flatten(tree.root)))
         chosen.initrd = placement.initrd
@@ -237,8 +282,14 @@ class Board:
             exittrace.install(thread, self.bus, self._sbi, trace)
 
     def send_break(self) -> bool:
-        """A BREAK on the serial console; False when it cannot take it now."""
-        return self._uart is None or self._uart.send_break()
+        """What SysRq begins with, on the console; False when it cannot take it now."""
+        console = self._uart or self._console
+        return console is None or console.send_break()
+
+    def resize(self, columns: int, rows: int) -> None:
+        """The terminal has this size now. Callable from any thread."""
+        if self._console is not None:
+            self._console.resize(columns, rows)
 
     def check_alive(self) -> None:
         """End the run if a hart can never go on: it runs, untranslated, where there is no memory.
@@ -263,8 +314,9 @@ class Board:
     def _consume(self, data: bytes) -> int:
         """Console input, on the loop's thread; how much was taken."""
         self._suspension.wake()
-        if self._uart is not None:
-            return self._uart.receive(data)
+        console = self._uart or self._console
+        if console is not None:
+            return console.receive(data)
         return self._sbi_input.receive(data)
 
     def _input_room(self) -> None:

@@ -7,6 +7,7 @@ The nouns are the same on the command line and in Python. Sizes are bytes inside
 
 from __future__ import annotations
 
+from pyvmm.devicelist import requests
 from pyvmm.errors import ConfigError
 from pyvmm.layout import MAX_CPUS
 
@@ -19,10 +20,18 @@ _LARGEST_MEMORY = 1 << 58
 
 IRQCHIPS = ("auto", "aia", "aplic", "plic")
 AIA_MODES = ("auto", "emul", "hwaccel")
-CONSOLES = ("serial", "sbi", "none")
+CONSOLES = ("auto", "virtio", "serial", "sbi", "none")
+TRANSPORTS = ("pci", "mmio")
 ON_REBOOT = ("reboot", "exit")
 ON_PANIC = ("exit", "wait")
 TRACE_KINDS = ("mmio", "sbi", "irq")
+
+_CONSOLE_WORDS = {
+    "virtio": "console=hvc0 earlycon=sbi",
+    "serial": "console=ttyS0 earlycon=sbi",
+    "sbi": "earlycon=sbi keep_bootcon",
+    "none": "",
+}
 
 
 def parse_size(text: str | int, what: str) -> int:
@@ -75,6 +84,7 @@ class MachineConfig:
         "cpu_type",
         "cpus",
         "dev",
+        "devices",
         "disable_isa",
         "disable_sbi",
         "dump_dtb",
@@ -92,6 +102,7 @@ class MachineConfig:
         "timeout",
         "trace",
         "trace_out",
+        "virtio_transport",
     )
 
     def __init__(
@@ -111,7 +122,17 @@ class MachineConfig:
         disable_sbi: list[str] | None = None,
         irqchip: str = "auto",
         aia_mode: str = "auto",
-        console: str = "serial",
+        console: str = "auto",
+        ports: list[str] | None = None,
+        disks: list[str] | None = None,
+        nets: list[str] | None = None,
+        p9: list[str] | None = None,
+        shares: list[str] | None = None,
+        vsock: list[str] | None = None,
+        rng: list[str] | None = None,
+        balloon: list[str] | None = None,
+        devices: list[str] | None = None,
+        virtio_transport: str = "pci",
         log: str | None = None,
         timeout: str | float | None = None,
         on_reboot: str = "reboot",
@@ -134,7 +155,19 @@ class MachineConfig:
         self.disable_sbi = disable_sbi or []
         self.irqchip = _one_of("--irqchip", irqchip, IRQCHIPS)
         self.aia_mode = _one_of("--aia-mode", aia_mode, AIA_MODES)
-        self.console = _one_of("--console", console, CONSOLES)
+        self.console = _console(_one_of("--console", console, CONSOLES), firmware)
+        nouns = {
+            "disks": disks,
+            "nets": nets,
+            "p9": p9,
+            "shares": shares,
+            "vsock": vsock,
+            "rng": rng,
+            "balloon": balloon,
+            "ports": ports,
+        }
+        self.devices = requests({noun: bodies for noun, bodies in nouns.items() if bodies}, devices or ())
+        self.virtio_transport = _one_of("--virtio-transport", virtio_transport, TRANSPORTS)
         self.log = log
         self.timeout = None if timeout is None else parse_duration(timeout, "--timeout")
         self.on_reboot = _one_of("--on-reboot", on_reboot, ON_REBOOT)
@@ -159,6 +192,11 @@ class MachineConfig:
                 f"--aia-mode has no meaning with --irqchip {self.irqchip}; leave one of them out."
             )
 
+    @property
+    def shared_memory(self) -> bool:
+        """Whether another process serves a device and needs the guest's memory."""
+        return any(getattr(request.model, "SHARED_MEMORY", False) for request in self.devices)
+
     def summary(self) -> str:
         """The machine in a few words."""
         program = self.kernel or self.firmware
@@ -167,9 +205,22 @@ class MachineConfig:
     def command_line(self) -> str:
         """The kernel's command line: console arguments, unless ``params`` chooses one, then ``params``."""
         chosen = any(word.startswith("console=") for word in self.params.split())
-        implicit = {"serial": "console=ttyS0 earlycon=sbi", "sbi": "earlycon=sbi keep_bootcon", "none": ""}
-        words = [] if chosen else [implicit[self.console]]
+        words = [] if chosen else [_CONSOLE_WORDS[self.console]]
+        if self._boots_from_disk():
+            words.append("root=/dev/vda rw")
         return " ".join(word for word in (*words, self.params) if word)
+
+    def _boots_from_disk(self) -> bool:
+        """There is a disk and nothing else that could be the root file system."""
+        has_root = any(word.startswith("root=") for word in self.params.split())
+        return self.initrd is None and not has_root and any(one.kind == "blk" for one in self.devices)
+
+
+def _console(wanted: str, firmware: str | None) -> str:
+    """Firmware knows the serial port; for Linux virtio is faster by far."""
+    if wanted != "auto":
+        return wanted
+    return "virtio" if firmware is None else "serial"
 
 
 def _memory_size(text: str | int) -> int:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     from pyvmm.devices.base import IrqLine
+    from pyvmm.kvm.routing import GsiRouting
     from pyvmm.kvm.vcpu import Vcpu
     from pyvmm.kvm.vm import Vm
     from pyvmm.mmio.bus import Bus
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
         """An interrupt controller of a machine under construction."""
 
         name: str
+
+        @property
+        def routing(self) -> GsiRouting | None:
+            """Where messages are routed; None without an MSI controller."""
 
         @property
         def wired(self) -> devicetree.Plic | devicetree.Aplic:
@@ -102,12 +107,14 @@ class KernelAia:
 
     def __init__(self, vm: Vm, vcpus: Sequence[Vcpu], mode: str) -> None:
         from pyvmm.kvm.aia import Aia
+        from pyvmm.kvm.routing import GsiRouting
 
         self._vm = vm
         try:
             self._aia = Aia(vm)
             try:
                 ids = self._configure([vcpu.id for vcpu in vcpus], mode)
+                self.routing = GsiRouting(vm, layout.NR_SOURCES)
             except KvmError:
                 self._aia.close()
                 raise
@@ -145,6 +152,7 @@ class _UserChip:
     """What the two emulated controllers share: they drive the harts' external interrupt lines."""
 
     imsic = None
+    routing = None
 
     def __init__(self, vcpus: Sequence[Vcpu]) -> None:
         self._interrupt = [vcpu.interrupt for vcpu in vcpus]

@@ -16,6 +16,9 @@ APLIC_IDC_SIZE = 32
 UART_BASE, UART_SIZE, UART_IRQ = 0x1000_0000, 0x1000, 1
 RTC_BASE, RTC_SIZE, RTC_IRQ = 0x1001_0000, 0x1000, 2
 
+# virtio-mmio: a page and a source each.
+VIRTIO_BASE, VIRTIO_SIZE, VIRTIO_IRQ, VIRTIO_SLOTS = 0x1002_0000, 0x1000, 8, 56
+
 # PCI: configuration space of one bus; the windows for BARs, of which the one for 64-bit BARs lies above RAM
 # (pci_high_base); the sources that INTA to INTD end in. Addresses on the bus are the guest-physical ones, but
 # for the I/O window's, which count from 0.
@@ -30,9 +33,10 @@ RAM_BASE = 0x8000_0000
 # What a guest can address on every host: the least a G-stage (Sv39x4) translates.
 GUEST_END = 1 << 41
 
-# Sources announced to the guest. Emulated IMSIC files cannot enable identities whose number modulo 64
-# is above 31, so wired sources, MSI-X vectors and IPIs together stay small.
-NR_SOURCES = 31
+# Sources announced to the guest: what the smallest IMSIC file has identities for. A guest takes an identity
+# for those it uses, lowest first; emulated IMSIC files can enable only those whose number modulo 64 is below
+# 32, so a hart with more than 31 wires, MSI-X vectors and IPIs in use needs a host with guest files.
+NR_SOURCES = 63
 MAX_CPUS = 128
 
 

@@ -28,6 +28,7 @@ from pyvmm.eventloop import EventLoop
 from pyvmm.outcome import Outcome
 from pyvmm.threads import start_thread
 from pyvmm.trace import Trace
+from pyvmm.workers import WorkerThreads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ class Machine:
         self._log_fd: int | None = None
         self._output_fd = output_fd
         self._loop = EventLoop(self._fail)
+        self._workers = WorkerThreads(self._fail)
         self._writer = ConsoleWriter(self._on_line, self._fail)
         if output_fd is not None:
             self._writer.add_output(output_fd, self._on_output_failed)
@@ -124,7 +126,9 @@ class Machine:
         return self._board
 
     def _make_board(self) -> Board:
-        board = Board(self.config, self._loop, self._writer, self._note, self.trace, self._kernel)
+        board = Board(
+            self.config, self._loop, self._workers, self._writer, self._note, self.trace, self._kernel
+        )
         board.connect(self._input, partial(self._guest_ended, board), self._fail)
         return board
 
@@ -179,6 +183,7 @@ class Machine:
             if board is not None:
                 board.close()
         finally:
+            self._workers.stop()
             self._loop.stop()
             self._close_output()
 

@@ -6,7 +6,7 @@ Where the host would decide, a plain one is assumed: rv64imafdc with Sstc and Ss
 
 from __future__ import annotations
 
-from pyvmm import devicetree, harts, irqchip, isa, layout, peripherals
+from pyvmm import backplane, devicetree, harts, irqchip, isa, layout, peripherals
 from pyvmm.fdt import flatten
 from pyvmm.kvm import regs
 from pyvmm.loader import Boot
@@ -23,7 +23,7 @@ def tree(config: MachineConfig) -> devicetree.Tree:
     names = _extensions(config)
     kind = irqchip.candidates(config.irqchip, ssaia="ssaia" in names)[0]
     wired, imsic = _controllers(kind, config.cpus)
-    return devicetree.build(
+    plan = devicetree.build(
         devicetree.Cpu(names),
         config.cpus,
         [(layout.RAM_BASE, config.mem)],
@@ -32,6 +32,8 @@ def tree(config: MachineConfig) -> devicetree.Tree:
         devices=[place.describe() for place in peripherals.wanted(config)],
         chosen=devicetree.Chosen(config.command_line(), peripherals.stdout(config)),
     )
+    backplane.describe(plan, backplane.Slots(config), layout.RAM_BASE + config.mem)
+    return plan
 
 
 def check(config: MachineConfig) -> None:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from pyvmm.cli.parser import Option
-from pyvmm.config import AIA_MODES, CONSOLES, IRQCHIPS, ON_PANIC, ON_REBOOT
+from pyvmm.config import AIA_MODES, CONSOLES, IRQCHIPS, ON_PANIC, ON_REBOOT, TRANSPORTS
 
 MACHINE_OPTIONS = (
     Option("-k", "--kernel", key="kernel", metavar="FILE", group="Boot", help="kernel: Image (also .gz, .zst, zboot) or ELF"),
@@ -20,7 +20,17 @@ MACHINE_OPTIONS = (
     Option("--aia-mode", key="aia_mode", choices=AIA_MODES, metavar="MODE", group="Machine", help="in-kernel AIA mode [auto]"),
     Option("--mem-backend", key="mem_backend", metavar="KIND", group="Machine", help="anon, memfd or hugetlbfs:PATH [anon]"),
     Option("--dev", key="dev", metavar="FILE", group="Machine", help="KVM device node [/dev/kvm]"),
-    Option("--console", key="console", choices=CONSOLES, metavar="KIND", group="Console", help="guest console [serial]"),
+    Option("-d", "--disk", key="disks", many=True, metavar="FILE[,ro][,direct][,id=X]", group="Devices", help="raw disk image or block device"),
+    Option("-n", "--network", key="nets", many=True, metavar="user|tap[,tap=X][,...]", group="Devices", help="network card: user is passt"),
+    Option("--9p", key="p9", many=True, metavar="DIR[,TAG][,rw]", group="Devices", help="share a folder by 9P, read-only unless rw"),
+    Option("--share", key="shares", many=True, metavar="DIR[,TAG][,ro]", group="Devices", help="share a folder by virtio-fs (virtiofsd)"),
+    Option("--vsock", key="vsock", many=True, metavar="CID", group="Devices", help="vsock with this context id"),
+    Option("--rng", key="rng", many=True, value="", group="Devices", help="random numbers from the host"),
+    Option("--balloon", key="balloon", many=True, value="", group="Devices", help="memory balloon"),
+    Option("--device", key="devices", many=True, metavar="KIND[,KEY=VALUE]", group="Devices", help="any device: blk, net, 9p, fs, vsock, rng, balloon, edu"),
+    Option("--virtio-transport", "--machine", key="virtio_transport", choices=TRANSPORTS, metavar="KIND", group="Devices", help="how virtio devices are connected [pci]"),
+    Option("--console", key="console", choices=CONSOLES, metavar="KIND", group="Console", help="guest console [virtio]"),
+    Option("--port", key="ports", many=True, metavar="NAME,unix=PATH", group="Devices", help="virtio-console port by name; also NAME,file=PATH"),
 )  # fmt: skip
 
 RUN_OPTIONS = (
@@ -32,14 +42,8 @@ RUN_OPTIONS = (
     Option("--trace-out", key="trace_out", metavar="FILE", group="Observe", help="write the trace there instead"),
 )  # fmt: skip
 
-_DEVICES = "comes with the virtio devices of a later release; until then boot from --initrd."
 #: Understood, wanted, not there yet: refused with a sentence rather than ignored.
 REFUSED = {
-    **{
-        name: f"{name} {_DEVICES}"
-        for name in ("-d", "--disk", "--9p", "--share", "-n", "--network", "--vsock")
-    },
-    **{name: f"{name} {_DEVICES}" for name in ("--balloon", "--rng", "--virtio-transport", "--machine")},
     **{name: f"{name} is not available yet: pyvmm has no flash device." for name in ("-F", "--flash")},
     **{
         name: f"{name} comes with the control of running guests in a later release."

@@ -3,9 +3,37 @@
 
 from __future__ import annotations
 
+from pyvmm.errors import ConfigError
+from pyvmm.nearest import nearest
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from pyvmm.devices.edu import Edu
+    from pyvmm.devices.virtio.device import VirtioDevice
     from pyvmm.mmio.regs import RegisterDevice
+
+#: What ``--device KIND`` knows: the module below this package, and the class in it.
+KINDS = {
+    "9p": ("virtio.p9", "P9"),
+    "balloon": ("virtio.balloon", "Balloon"),
+    "blk": ("virtio.blk", "Blk"),
+    "console": ("virtio.console", "Console"),
+    "edu": ("edu", "Edu"),
+    "fs": ("virtio.fs", "Fs"),
+    "net": ("virtio.net", "Net"),
+    "rng": ("virtio.rng", "Rng"),
+    "vsock": ("virtio.vsock", "Vsock"),
+}
+
+
+def device_kind(name: str) -> type[VirtioDevice] | type[Edu]:
+    """The class of a kind of device; only what a machine has is imported. Raises ConfigError."""
+    if name not in KINDS:
+        raise ConfigError(f"There is no device {name!r}.{nearest(name, KINDS)}")
+    module, attribute = KINDS[name]
+    found: type[VirtioDevice] | type[Edu]
+    found = getattr(__import__(f"{__name__}.{module}", fromlist=[attribute]), attribute)
+    return found
 
 
 def device_types() -> tuple[type[RegisterDevice], ...]:

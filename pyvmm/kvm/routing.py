@@ -88,6 +88,14 @@ class GsiRouting:
             self._vm.irqfd(eventfd, gsi, deassign=True)
             self._attached.discard(gsi)
 
+    def describe(self) -> list[dict[str, int | bool]]:
+        """The message routes: GSI, message, and whether an irqfd raises it."""
+        with self._lock:
+            return [
+                {"gsi": gsi, "address": address, "data": data, "irqfd": gsi in self._attached}
+                for gsi, (address, data) in sorted(self._messages.items())
+            ]
+
     def commit(self) -> None:
         """Hand the table to the kernel if it changed since the last time."""
         with self._lock:

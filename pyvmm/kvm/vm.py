@@ -99,6 +99,13 @@ class Vm(Fd):
         _, size, host_address, flags = self._slot(slot)
         self.set_user_memory_region(slot, gpa, size, host_address, flags)
 
+    def memory_slots(self) -> list[dict[str, int]]:
+        """Every slot: number, guest-physical base, size, host address, flags."""
+        return [
+            {"slot": slot, "base": gpa, "size": size, "host": host, "flags": flags}
+            for slot, (gpa, size, host, flags) in sorted(self._slots.items())
+        ]
+
     def _slot(self, slot: int) -> tuple[int, int, int, int]:
         if slot not in self._slots:
             raise KvmError("KVM_SET_USER_MEMORY_REGION", EINVAL, f"there is no memory slot {slot}")

@@ -68,8 +68,37 @@ def test_config_refuses_a_bad_value_with_a_sentence(field, value, sentence):
     assert str(caught.value).endswith(".")
 
 
-def test_command_line_gets_the_serial_console_before_the_users_words():
-    assert MachineConfig(params="quiet panic=1").command_line() == "console=ttyS0 earlycon=sbi quiet panic=1"
+@pytest.mark.parametrize(
+    ("console", "words"),
+    [
+        ("auto", "console=hvc0 earlycon=sbi "),
+        ("serial", "console=ttyS0 earlycon=sbi "),
+        ("sbi", "earlycon=sbi keep_bootcon "),
+        ("none", ""),
+    ],
+)
+def test_command_line_gets_the_console_before_the_users_words(console, words):
+    config = MachineConfig(params="quiet panic=1", console=console)
+    assert config.command_line() == f"{words}quiet panic=1"
+
+
+def test_firmware_gets_the_serial_console_by_itself():
+    assert MachineConfig(firmware="u-boot.bin").console == "serial"
+
+
+def test_guest_with_a_disk_and_no_initrd_boots_from_the_disk():
+    assert "root=/dev/vda rw" in MachineConfig(disks=["disk.img"]).command_line()
+
+
+@pytest.mark.parametrize("more", [{"initrd": "x"}, {"params": "root=/dev/vdb"}])
+def test_guest_with_another_root_is_not_told_of_the_disk(more):
+    assert "/dev/vda" not in MachineConfig(disks=["disk.img"], **more).command_line()
+
+
+def test_devices_come_in_the_order_of_their_nouns_and_are_numbered():
+    config = MachineConfig(rng=[""], disks=["a.img", "b.img,ro"], devices=["blk,c.img", "edu"])
+    assert [request.name for request in config.devices] == ["blk0", "blk1", "rng0", "blk2", "edu0"]
+    assert config.devices[1].settings.flag("ro")
 
 
 def test_command_line_leaves_the_users_console_alone():

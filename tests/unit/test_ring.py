@@ -60,6 +60,11 @@ def test_without_any_safe_backend_it_says_what_to_install(no_native, no_libatomi
         Ring()
 
 
+def test_backend_asked_for_by_name_is_not_replaced_by_another(no_native):
+    with pytest.raises(HostError, match="native module are not to be had here: .*_native"):
+        Ring(NATIVE)
+
+
 @pytest.mark.parametrize("edge", [0, 1, "half", "all"])
 def test_store_then_load_gives_the_value_and_touches_nothing_else(ring, words, edge):
     bits, row, address = words

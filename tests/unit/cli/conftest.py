@@ -70,7 +70,7 @@ def pyvmm(command, image):
     """Starts ``pyvmm run`` with a guest of ``fakes.command``."""
 
     def start(guest, *words, **options):
-        words = ["run", "--host=local", "--mem=16M", f"--kernel={image}", *words]
+        words = ["run", "--host=local", "--mem=16M", "--console=serial", f"--kernel={image}", *words]
         return command(sys.executable, "-m", "fakes.command", guest, *words, **options)
 
     return start

@@ -9,7 +9,7 @@ from pyvmm.devices.virtio.chain import MAX_INDIRECT, gather, scatter
 from pyvmm.devices.virtio.packed import PackedQueue
 from pyvmm.devices.virtio.queue import QueueSetup, make_queue
 from pyvmm.devices.virtio.split import SplitQueue
-from pyvmm.errors import GuestAccessError, QueueError
+from pyvmm.errors import GuestAccessError, HostError, QueueError
 from pyvmm.memory import DEVICE, READ_ONLY, GuestMemory
 from pyvmm.ring import LIBATOMIC, NATIVE, PLAIN, Ring
 
@@ -61,7 +61,10 @@ def echo(queue):
 
 @pytest.mark.parametrize("backend", [NATIVE, LIBATOMIC, PLAIN])
 def test_request_goes_out_and_the_answer_comes_back(connect, backend):
-    driver, queue = connect(backend)
+    try:
+        driver, queue = connect(backend)
+    except HostError as error:
+        pytest.skip(str(error))
     token = driver.add_chain([b"hel", b"lo"], [2, 10])
     assert echo(queue) == b"hello"
     assert driver.collect() == [(token, 5, b"olleh")]

@@ -1,0 +1,299 @@
+# SPDX-License-Identifier: Apache-2.0
+"""virtio console (virtio 1.2, section 5.3): the machine's console, and named ports to talk to the guest.
+
+Port 0 is the console (Linux's hvc0); the others are found by name (/dev/virtio-ports/NAME). With named ports
+the device offers VIRTIO_CONSOLE_F_MULTIPORT, and the two sides tell each other over a pair of control queues
+which ports there are and which are open. Without it needs neither, and boots sooner.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+
+from pyvmm.devices.settings import text
+from pyvmm.devices.virtio import bits
+from pyvmm.devices.virtio.chain import gather, scatter
+from pyvmm.devices.virtio.consoleports import ScreenPort, next_chain
+from pyvmm.devices.virtio.device import VirtioDevice
+from pyvmm.errors import ConfigError
+from pyvmm.mmio.regs import Reg
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import ClassVar
+
+    from pyvmm.devices.settings import Setting, Settings
+    from pyvmm.devices.virtio.consoleports import Port, Screen
+    from pyvmm.devices.virtio.session import ActiveQueue, Services, Session
+
+    After = Callable[[], None] | None
+
+F_SIZE, F_MULTIPORT, F_EMERG_WRITE = 0, 1, 2
+
+#: How many ports there can be besides the console: as many as a word of flags is wide, less the console.
+MAX_PORTS = 31
+
+_QUEUE_SIZE = 64
+_CONTROL_IN, _CONTROL_OUT = 2, 3  # queues, named as the driver sees them
+
+# Control messages (5.3.6.2): port, event, value.
+_MESSAGE = Struct("<IHH")
+_SIZE = Struct("<HH")
+_DEVICE_READY, _PORT_ADD, _PORT_READY, _CONSOLE_PORT, _RESIZE, _PORT_OPEN, _PORT_NAME = 0, 1, 3, 4, 5, 6, 7
+
+# What a port has still to be told, one bit a message, in the order in which they have to go out. A flag
+# instead of a queue of messages: a guest that asks and never listens costs nothing.
+_EVENTS = (_PORT_ADD, _CONSOLE_PORT, _PORT_NAME, _RESIZE, _PORT_OPEN)
+_TELL_ADD, _TELL_CONSOLE, _TELL_NAME, _TELL_RESIZE, _TELL_OPEN = (1 << bit for bit in range(5))
+
+_SYSRQ = b"\x0f"  # ^O: what Linux's hvc takes for the first half of SysRq
+
+
+class Console(VirtioDevice):
+    """The device. Output of port 0 goes to ``screen``; its input comes from ``receive`` and ``send_break``.
+
+    Without a ``screen`` there is no port 0, only ``ports``: then port numbers begin at 1 all the same. The
+    ports are the caller's, to be closed by it: they outlive the device when the machine reboots.
+
+    What a hostile guest can do: write control messages about any port, in any order, and not read the
+    answers. Unknown ones are counted in ``odd``; answers wait as flags. For the data see ``consoleports``.
+    """
+
+    NAME = "console"
+    SIZE = 12
+    DEVICE_ID = 3
+    SETTINGS: ClassVar[dict[str, Setting]] = {
+        "name": text("what the guest finds the port by"),
+        "unix": text("listen for a client at this path"),
+        "file": text("append what the guest writes to this file"),
+    }
+    POSITIONAL = ("name",)
+    STATE = ("_ready", "_guest_open", "_to_tell")
+
+    COLS = Reg(0, 16, access="r", on_read="_read_cols", sizes=(1, 2))
+    ROWS = Reg(2, 16, access="r", on_read="_read_rows", sizes=(1, 2))
+    MAX_NR_PORTS = Reg(4, 32, access="r", on_read="_read_max_nr_ports", sizes=(1, 2, 4))
+    EMERG_WR = Reg(8, 32, access="w", on_write="_write_emerg_wr")
+
+    def __init__(
+        self,
+        screen: Screen | None,
+        ports: Sequence[Port] = (),
+        on_room: Callable[[], None] | None = None,
+    ) -> None:
+        if len(ports) > MAX_PORTS:
+            raise ConfigError(f"A console has {MAX_PORTS} named ports at most, not {len(ports)}.")
+        pairs = len(ports) + 2 if ports else 1
+        super().__init__((_QUEUE_SIZE,) * (2 * pairs))
+        self._screen = screen
+        self._console = ScreenPort(screen, on_room) if screen is not None else None
+        self._ports: tuple[Port | None, ...] = (self._console, *ports)
+        self._owned: Sequence[Port] = ()
+        self._session: Session | None = None
+        self._columns = self._rows = 0
+        self.reset()
+
+    @classmethod
+    def open(cls, settings: Settings, services: Services) -> Console:
+        """A device with one named port. Raises ConfigError, HostError."""
+        from pyvmm.devices.virtio.portsetting import PortSetting
+
+        del services
+        name, unix, file = settings.require("name"), settings.text("unix"), settings.text("file")
+        if (unix is None) == (file is None):
+            raise ConfigError(f"{settings.what} needs either unix= or file=.")
+        kind, path = ("unix", unix) if unix else ("file", file)
+        port = PortSetting(name, kind, path or "", settings.what).open()
+        device = cls(None, (port,))
+        device._owned = (port,)
+        return device
+
+    def close(self) -> None:
+        """See VirtioDevice."""
+        for port in self._owned:
+            port.close()
+
+    def reset(self) -> None:
+        """See RegisterDevice. The size of the screen stays, and so do the ports' host ends."""
+        super().reset()
+        count = len(self._ports)
+        self._ready = [False] * count
+        self._guest_open = [False] * count
+        self._to_tell = [0] * count
+
+    def _restored(self) -> None:
+        for port, is_open in zip(self._ports, self._guest_open, strict=True):
+            if port is not None:
+                port.guest_open = is_open
+
+    def offered(self) -> int:
+        """See VirtioDevice."""
+        features = bits.feature_set(F_SIZE, F_EMERG_WRITE) if self._screen is not None else 0
+        return features | (len(self._ports) > 1) << F_MULTIPORT
+
+    def acceptable(self, features: int) -> bool:
+        """See VirtioDevice. A driver that knows of port 0 only can do nothing without it."""
+        return self._screen is not None or bits.has(features, F_MULTIPORT)
+
+    # Configuration space
+
+    def _read_cols(self) -> int:
+        return self._columns
+
+    def _read_rows(self) -> int:
+        return self._rows
+
+    def _read_max_nr_ports(self) -> int:
+        return len(self._ports)
+
+    def _write_emerg_wr(self, value: int) -> After:
+        return self._screen.write(bytes((value & 0xFF,))) if self._screen is not None else None
+
+    # The machine's side. Without the lock.
+
+    def receive(self, data: bytes) -> int:
+        """Give ``data`` to the guest as console input; returns how many bytes it had room for.
+
+        After less than all, ``on_room`` tells when to offer the rest. On the loop's thread.
+        """
+        return self._console.receive(data) if self._console is not None else 0
+
+    def send_break(self) -> bool:
+        """The first half of SysRq; False when there was no room. On the loop's thread."""
+        return self.receive(_SYSRQ) == 1
+
+    def resize(self, columns: int, rows: int) -> None:
+        """The screen has this many characters now, up to 65535 each way. Callable from any thread."""
+        with self.lock:
+            if (columns, rows) == (self._columns, self._rows):
+                return
+            self._columns, self._rows = columns, rows
+            self.config_changed()
+            if self._ready[0]:
+                self._tell_soon(0, _TELL_RESIZE)
+
+    # The driver's side
+
+    def activate(self, session: Session) -> None:
+        """See VirtioDevice."""
+        self._session = session
+        if self._console is not None:
+            self._console.attach(session, session.queues[0], session.queues[1], lambda: None)
+            if self._columns and not self._multiport:
+                self.config_changed()  # Linux looks at the size only then
+
+    @property
+    def _multiport(self) -> bool:
+        return self._session is not None and bits.has(self._session.features, F_MULTIPORT)
+
+    def stop(self) -> None:
+        """See VirtioDevice."""
+        self._session = None
+        for port in self._ports:
+            if port is not None:
+                port.detach()
+
+    def on_kick(self, queue: ActiveQueue) -> None:
+        """See VirtioDevice."""
+        if queue.index == _CONTROL_IN:
+            self._tell()
+        elif queue.index == _CONTROL_OUT:
+            self._hear(queue)
+        elif (port := self._port_of(queue)) is not None:
+            if queue.index % 2:
+                port.work_output()
+            else:
+                port.work_input()
+
+    def on_queue_stop(self, queue: ActiveQueue) -> None:
+        """See VirtioDevice."""
+        port = self._port_of(queue)
+        if port is not None:
+            port.forget(queue)
+
+    def _port_of(self, queue: ActiveQueue) -> Port | None:
+        """Queues come in pairs, of which the second is for control."""
+        pair = queue.index // 2
+        if pair == _CONTROL_IN // 2:
+            return None
+        return self._ports[pair - 1 if pair else 0]
+
+    # Control messages from the driver
+
+    def _hear(self, queue: ActiveQueue) -> None:
+        for chain in queue.chains():
+            message = gather(chain.readable, _MESSAGE.size)
+            queue.complete(chain, 0)
+            if self._multiport and len(message) == _MESSAGE.size:
+                self._obey(*_MESSAGE.unpack(message))
+            else:
+                self.odd += 1
+        self._tell()
+
+    def _obey(self, number: int, event: int, value: int) -> None:
+        if event == _DEVICE_READY:
+            for index, port in enumerate(self._ports):
+                self._to_tell[index] |= _TELL_ADD if value and port is not None else 0
+            return
+        port = self._ports[number] if number < len(self._ports) else None
+        if port is None:
+            self.odd += 1
+        elif event == _PORT_READY:
+            self._port_ready(number, port, bool(value))
+        elif event == _PORT_OPEN:
+            self._guest_open[number] = bool(value)
+            port.guest_opened(bool(value))
+        else:
+            self.odd += 1
+
+    def _port_ready(self, number: int, port: Port, ready: bool) -> None:
+        self._to_tell[number] = 0
+        if ready and port is self._console:
+            self._to_tell[number] = _TELL_CONSOLE | _TELL_OPEN | (_TELL_RESIZE if self._columns else 0)
+        elif ready:
+            self._to_tell[number] = _TELL_NAME | _TELL_OPEN
+            if not self._ready[number]:
+                self._attach(number, port)
+        elif self._ready[number] and port is not self._console:
+            port.detach()
+        self._ready[number] = ready
+
+    def _attach(self, number: int, port: Port) -> None:
+        session = self._session
+        if session is not None:
+            first = 2 * number + 2
+            rx, tx = session.queues[first : first + 2]
+            port.attach(session, rx, tx, lambda: self._tell_soon(number, _TELL_OPEN))
+
+    # Control messages to the driver
+
+    def _tell_soon(self, number: int, flags: int) -> None:
+        self._to_tell[number] |= flags
+        if self._session is not None:
+            self._session.post(self._tell)
+
+    def _tell(self) -> None:
+        """Send what there is to be told, as far as the driver has buffers for it."""
+        session = self._session
+        if session is None or not self._multiport:
+            return
+        queue = session.queues[_CONTROL_IN]
+        for number, port in enumerate(self._ports):
+            while port is not None and self._to_tell[number]:
+                chain = next_chain(queue)
+                if chain is None:
+                    return
+                bit = (self._to_tell[number] & -self._to_tell[number]).bit_length() - 1
+                self._to_tell[number] &= ~(1 << bit)
+                queue.complete(chain, scatter(chain.writable, self._message(number, port, _EVENTS[bit])))
+                if _EVENTS[bit] == _PORT_OPEN:
+                    port.announced()
+
+    def _message(self, number: int, port: Port, event: int) -> bytes:
+        header = _MESSAGE.pack(number, event, int(port.open) if event == _PORT_OPEN else 1)
+        if event == _PORT_NAME:
+            return header + port.name.encode()
+        if event == _RESIZE:
+            return header + _SIZE.pack(self._columns, self._rows)
+        return header

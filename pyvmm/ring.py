@@ -84,6 +84,8 @@ class Ring:
                 setattr(self, operation, function)
             self.backend, self.safe = name, name != PLAIN
             return
+        if backend is not None:
+            raise HostError(f"ring operations by {backend} are not to be had here: {refusal}") from refusal
         raise HostError(
             f"{_LIBATOMIC_FILE} is not installed (Debian: the package libatomic1); pyvmm shares memory with "
             "the guest and needs its atomic operations",

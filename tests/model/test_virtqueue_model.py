@@ -156,6 +156,16 @@ class Conversation(RuleBasedStateMachine):
         assert more == bool(self.offered)
         self.asleep = not more
 
+    @rule(answer=st.binary(max_size=12))
+    def work(self, answer):
+        """A whole pass, as devices do it."""
+        self.pause()
+        self.take(99)
+        while self.held:
+            self.give_back(-1, answer)
+        self.interrupt()
+        self.sleep()
+
     @precondition(lambda self: not self.held)
     @rule()
     def replace(self):

@@ -61,7 +61,7 @@ def test_without_any_safe_backend_it_says_what_to_install(no_native, no_libatomi
 
 
 def test_backend_asked_for_by_name_is_not_replaced_by_another(no_native):
-    with pytest.raises(HostError, match="native module are not to be had here: .*_native"):
+    with pytest.raises(HostError, match=r"native module are not to be had here: .*_native"):
         Ring(NATIVE)
 
 

@@ -238,6 +238,18 @@ def test_interrupt_is_wanted_once_for_what_was_completed(quiet):
     assert not queue.should_interrupt()
 
 
+def test_chains_in_flight_together_interrupt_each(quiet):
+    driver, queue = quiet
+    for _ in range(9):
+        driver.add_chain([b"1"])
+        driver.add_chain([b"2"])
+        for chain in (queue.pop(), queue.pop()):
+            driver.enable_interrupts()
+            queue.complete(chain, 0)
+            assert queue.should_interrupt()
+            driver.collect()
+
+
 def test_interrupts_are_suppressed_until_enabled(quiet):
     driver, queue = quiet
     driver.disable_interrupts()

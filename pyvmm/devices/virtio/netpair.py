@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A receive and a transmit queue of virtio-net that pyvmm works itself (virtio 1.2, section 5.1.6).
+
+Frames go from a port of the host straight into the driver's buffers, and back. A port is a tap's queue or
+passt's socket; both speak in frames behind the 12-byte header.
+
+What a hostile guest can do: give buffers without room, in pieces of a byte, or none; send frames that are too
+short or too long, or from more pieces than the kernel takes. Each costs it the frame and is counted, and each
+pass over the queues is bounded.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+
+from pyvmm.devices.virtio import netbits
+from pyvmm.devices.virtio.chain import gather, scatter, split, total
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Protocol
+
+    from pyvmm.devices.base import Watch
+    from pyvmm.devices.virtio.chain import Chain
+    from pyvmm.devices.virtio.session import ActiveQueue, Session
+
+    class Port(Protocol):
+        """Where frames come from and go to. ``fd`` is readable and writable when it can."""
+
+        fd: int
+        #: What of the frame received last did not fit; valid until the next one.
+        overflow: memoryview
+
+        def receive(self, views: list[memoryview], room: int) -> int:
+            """The size, with its header, of a frame that was put into ``views`` of ``room`` bytes.
+
+            Raises BlockingIOError when there is none, and OSError when there will be none any more.
+            """
+
+        def send(self, views: Sequence[memoryview | bytes]) -> bool:
+            """Send a frame. False: not now, but when ``fd`` is writable. Raises OSError: not this one.
+
+            ConnectionError: nor any other.
+            """
+
+        def flush(self) -> bool:
+            """Send what was left behind; whether all of it went. Raises ConnectionError."""
+
+
+_IN, _OUT, _ERR, _HUP = 1, 4, 8, 16  # EPOLL bits
+_FRAMES_PER_PASS = 64
+_MOST_VIEWS = 1023  # of IOV_MAX, 1024; one is the port's own
+_SMALLEST_FRAME = netbits.HEADER_SIZE + netbits.ETHERNET_HEADER
+_CLOSED = "the host's end was closed"
+_NUM_BUFFERS = struct.Struct("<H")
+
+
+class Counters:
+    """What became of frames that did not arrive. For the whole device, over all sessions."""
+
+    __slots__ = ("lost", "malformed", "rx_dropped", "tx_dropped")
+
+    def __init__(self) -> None:
+        self.rx_dropped = 0  # the driver's buffers were too small, or the link down
+        self.tx_dropped = 0  # the host refused the frame, or the link was down
+        self.malformed = 0  # no frame, or no buffer for one
+        self.lost = ""  # why the host's end is gone
+
+
+class Pair:
+    """See the module. For one session, with the device's lock held.
+
+    ``on_lost`` is called when the host's end is gone.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        port: Port,
+        rx: ActiveQueue,
+        tx: ActiveQueue,
+        *,
+        mergeable: bool,
+        up: bool,
+        counters: Counters,
+        on_lost: Callable[[], None],
+    ) -> None:
+        self._session = session
+        self._port = port
+        self._rx = rx
+        self._tx = tx
+        self._mergeable = mergeable
+        self._up = up
+        self._counters = counters
+        self._on_lost = on_lost
+        self._watch: Watch | None = None
+        self._events = _IN
+        self._buffers: deque[tuple[Chain, int]] = deque()  # taken from the driver, in order, and their sizes
+        self._room = 0  # of all of them
+        self._frame = 0  # size of the frame that is being received
+        self._rest = port.overflow  # what of it is not in the buffers yet
+        self._held: Chain | None = None  # taken from the driver, not sent yet
+
+    def start(self) -> None:
+        """Begin to listen to the port, or go on after ``pause``."""
+        if not self._counters.lost:
+            self._events = _IN
+            self._watch = self._session.watch(self._port.fd, self._ready, _IN)
+            self._want(_OUT, self._held is not None)
+            self._session.kick(self._rx)
+            self._session.kick(self._tx)
+
+    def pause(self) -> None:
+        """Leave the port alone. What was taken from the driver stays taken."""
+        if self._watch is not None:
+            self._session.unwatch(self._watch)
+            self._watch = None
+        self._drop_frame()
+
+    def kick(self, queue: ActiveQueue) -> None:
+        """The driver put something into one of the queues."""
+        if queue is self._rx:
+            if queue.ring is not None:
+                queue.ring.pause_notify()
+            self._receive()
+        elif self._held is None or self._watch is None:
+            self._send()
+
+    def stop_queue(self, queue: ActiveQueue) -> None:
+        """The driver resets this queue: forget its chains."""
+        if queue is self._rx:
+            self._drop_buffers()
+        else:
+            self._held = None
+
+    def set_link(self, up: bool) -> None:
+        """While the link is down frames of both directions are dropped."""
+        self._up = up
+        self._want(_IN, True)
+
+    def stop(self) -> None:
+        """The session is over."""
+        self._drop_buffers()
+        self._held = None
+
+    def _drop_buffers(self) -> None:
+        self._buffers.clear()
+        self._room = 0
+        self._drop_frame()
+
+    def _drop_frame(self) -> None:
+        self._frame = 0
+        self._rest = self._rest[:0]
+
+    def _ready(self, events: int) -> None:
+        if events & _OUT:
+            self._send()
+        if events & _IN:
+            self._receive()
+        elif events & (_ERR | _HUP):
+            self._lose(_CLOSED)
+
+    def _want(self, event: int, wanted: bool) -> None:
+        """Listen to the port for ``event``, or not."""
+        events = self._events | event if wanted else self._events & ~event
+        if events != self._events and self._watch is not None:
+            self._events = events
+            self._watch.modify(events)
+
+    def _lose(self, reason: str) -> None:
+        self.pause()
+        self._counters.lost = reason
+        self._up = False
+        self._on_lost()
+
+    # Receiving
+
+    def _receive(self) -> None:
+        """Take frames until there is none, or no buffer for it, or others must have their turn."""
+        for _ in range(_FRAMES_PER_PASS):
+            if not (self._frame or self._fetch()):
+                return
+            if not self._place():
+                return
+        self._session.kick(self._rx)  # the port may have frames in hand, for which ``fd`` is not readable
+
+    def _fetch(self) -> bool:
+        """Read the next frame into the buffers there are; whether there was one."""
+        if self._watch is None:
+            return False
+        views: list[memoryview] = []
+        if self._up:
+            if not self._provide(netbits.LARGEST_FRAME if self._mergeable else 1) and not self._room:
+                return self._starve()
+            views = self._views()[:_MOST_VIEWS]
+        try:
+            self._frame = self._port.receive(views, total(views))
+        except BlockingIOError:
+            self._want(_IN, True)
+            return False
+        except OSError as error:
+            self._lose(error.strerror or _CLOSED)
+            return False
+        self._rest = self._port.overflow
+        return True
+
+    def _place(self) -> bool:
+        """Give the frame to the driver. False when that has to wait for more buffers."""
+        frame, rest = self._frame, self._rest
+        if not self._up or frame < _SMALLEST_FRAME or (frame > self._room and not self._mergeable):
+            self._counters.rx_dropped += 1
+        elif self._provide(frame):
+            if rest:
+                scatter(split(self._views(), frame - len(rest))[1], rest)
+            self._deliver(frame)
+        else:
+            return self._starve()
+        self._drop_frame()
+        return True
+
+    def _provide(self, size: int) -> bool:
+        """Take buffers from the driver until they hold ``size`` bytes; whether they do."""
+        for _ in range(self._rx.size):
+            if self._room >= size:
+                break
+            chain = self._rx.pop()
+            if chain is None:
+                return False
+            room = total(chain.writable)
+            if room:
+                self._buffers.append((chain, room))
+                self._room += room
+            else:
+                self._counters.malformed += 1
+                self._rx.complete(chain, 0)
+        return self._room >= size
+
+    def _views(self) -> list[memoryview]:
+        return [view for chain, _ in self._buffers for view in chain.writable]
+
+    def _starve(self) -> bool:
+        """There are too few buffers: listen to the driver instead of the port. Always False."""
+        if self._rx.wait_for_chains():  # it just added some, and will not kick for them
+            self._session.kick(self._rx)
+        else:
+            self._want(_IN, False)
+        return False
+
+    def _deliver(self, frame: int) -> None:
+        """Give back the buffers that ``frame`` bytes fill, and say in the header how many they are."""
+        used: list[tuple[Chain, int]] = []
+        header, room = self._buffers[0][0].writable, self._buffers[0][1]
+        if room < netbits.HEADER_SIZE:
+            header = self._views()
+        while frame:
+            chain, room = self._buffers.popleft()
+            self._room -= room
+            used.append((chain, min(frame, room)))
+            frame -= used[-1][1]
+        count = _NUM_BUFFERS.pack(len(used) if self._mergeable else 1)
+        scatter(split(header, netbits.NUM_BUFFERS_AT)[1], count)
+        self._rx.complete_together(used)
+
+    # Sending
+
+    def _send(self) -> None:
+        """Send what the driver has queued, until the port takes no more."""
+        held, self._held = self._held, None
+        if held is not None and not self._transmit(held):
+            return
+        for chain in self._tx.chains():
+            if not self._transmit(chain):
+                return
+        try:
+            self._want(_OUT, not self._port.flush())
+        except OSError as error:
+            self._lose(error.strerror or _CLOSED)
+
+    def _transmit(self, chain: Chain) -> bool:
+        """Send one frame. False when it has to wait."""
+        views: Sequence[memoryview | bytes] = chain.readable
+        size = total(chain.readable)
+        if not _SMALLEST_FRAME <= size <= netbits.LARGEST_FRAME:
+            self._counters.malformed += 1
+        elif not self._up:
+            self._counters.tx_dropped += 1
+        else:
+            if len(views) > _MOST_VIEWS:
+                views = [gather(chain.readable)]
+            try:
+                if not self._port.send(views):
+                    self._held = chain
+                    self._want(_OUT, True)
+                    return False
+            except ConnectionError as error:
+                self._lose(error.strerror or _CLOSED)
+            except OSError:  # the tap is down, or the frame's header makes no sense
+                self._counters.tx_dropped += 1
+        self._tx.complete(chain, 0)
+        return True

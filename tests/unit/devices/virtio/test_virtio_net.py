@@ -1,0 +1,545 @@
+# SPDX-License-Identifier: Apache-2.0
+"""virtio-net on a fake driver and a fake tap: frames, control queue, link, several queues, attacks."""
+
+import select
+import struct
+from errno import EBADFD, EINVAL, EPIPE
+
+import pytest
+from fakes.tap import FakeTap
+from fakes.virtio import Rig
+
+from pyvmm.devices.virtio import bits, net, netbits, netpair
+from pyvmm.devices.virtio.net import Net
+from pyvmm.devices.virtio.tap import TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, TUN_F_TSO_ECN
+
+MAC = bytes.fromhex("525400123456")
+HEADER = bytes(12)
+RX, TX = 0, 1
+OK, ERR = b"\x00", b"\x01"
+
+
+class NetRig(Rig):
+    """A card on a fake tap. ``wires`` are the far ends of its queues."""
+
+    def __init__(self, *, queues=1, packed=False, size=16, ring_bytes=0x4000, **options):
+        self.tap = FakeTap(queues)
+        super().__init__(Net(self.tap.end, MAC, **options), packed=packed, size=size)
+        self.wires = self.tap.far
+        self.wire = self.wires[0]
+
+    def send(self, *pieces, queue=TX):
+        """The guest sends one frame, in these pieces."""
+        self.drivers[queue].add_chain(pieces)
+        self.kick(queue)
+
+    def offer(self, *sizes, queue=RX):
+        """The guest offers one receive buffer, in pieces of these sizes."""
+        self.drivers[queue].add_chain([], sizes)
+        self.kick(queue)
+
+    def arrive(self, frame, wire=0, header=HEADER):
+        """A frame comes from the host."""
+        self.wires[wire].send(header + frame)
+        self.loop.run()
+
+    def received(self, queue=RX):
+        """What the guest got in each buffer, without the header of the first one."""
+        return [done.data for done in self.drivers[queue].collect()]
+
+    def seen(self, wire=0):
+        """Every frame that reached the host, with its header."""
+        frames = []
+        while select.select([self.wires[wire]], [], [], 0)[0]:
+            frames.append(self.wires[wire].recv(1 << 17))
+        return frames
+
+    def command(self, *pieces, answer=(1,), queue=None):
+        """Send a command; the answer, and how many bytes were written."""
+        queue = len(self.drivers) - 1 if queue is None else queue
+        self.drivers[queue].add_chain(pieces, answer)
+        self.kick(queue)
+        (done,) = self.drivers[queue].collect()
+        return done.data
+
+    @property
+    def counters(self):
+        return self.device.counters
+
+
+@pytest.fixture(params=[False, True], ids=["split", "packed"])
+def make(request):
+    """Makes started rigs. ``without``: features the driver does not take."""
+    rigs = []
+
+    def make(*, without=(), started=True, **options):
+        rig = NetRig(packed=request.param, **options)
+        rigs.append(rig)
+        if started:
+            rig.start(rig.device.offered() & ~bits.feature_set(*without))
+        return rig
+
+    yield make
+    for rig in rigs:
+        rig.__exit__()
+        rig.tap.close()
+
+
+def frame(size, start=0):
+    return bytes((start + i * 7) & 0xFF for i in range(size))
+
+
+class TestTransmit:
+    def test_frame_reaches_the_host_with_its_header(self, make):
+        rig = make()
+        header = b"\x01\x01" + bytes(10)
+        rig.send(header, frame(60))
+        assert rig.seen() == [header + frame(60)]
+        assert [done.written for done in rig.drivers[TX].collect()] == [0]
+        assert rig.interrupts.queues == {TX: 1}
+
+    def test_frame_in_odd_pieces_arrives_whole(self, make):
+        rig = make()
+        whole = HEADER + frame(100)
+        rig.send(whole[:5], whole[5:13], whole[13:14], whole[14:])
+        assert rig.seen() == [whole]
+
+    def test_largest_frame_is_sent(self, make):
+        rig = make()
+        rig.send(HEADER, frame(netbits.LARGEST_FRAME - 12))
+        assert [len(sent) for sent in rig.seen()] == [netbits.LARGEST_FRAME]
+
+    @pytest.mark.parametrize("size", [0, 1, 11, 12, 25, netbits.LARGEST_FRAME + 1])
+    def test_what_is_no_frame_is_given_back_and_counted(self, make, size):
+        rig = make()
+        rig.send(frame(size))
+        assert rig.seen() == []
+        assert len(rig.drivers[TX].collect()) == 1
+        assert rig.counters.malformed == 1
+        assert not rig.broken
+
+    def test_buffer_for_receiving_in_the_transmit_queue_is_given_back(self, make):
+        rig = make()
+        rig.drivers[TX].add_chain([], [2000])
+        rig.kick(TX)
+        assert [done.written for done in rig.drivers[TX].collect()] == [0]
+        assert rig.counters.malformed == 1
+
+    def test_full_port_holds_frames_back_and_loses_none(self, make):
+        rig = make(size=64)
+        count = 0
+        while not rig.drivers[TX].in_flight:
+            rig.send(HEADER, frame(1500, count))
+            rig.drivers[TX].collect()
+            count += 1
+        for _ in range(3):
+            rig.drivers[TX].add_chain([HEADER, frame(1500, count)])
+            count += 1
+        rig.kick(TX)
+        arrived = []
+        while batch := rig.seen():
+            arrived += batch
+            rig.loop.run()
+        assert arrived == [HEADER + frame(1500, number) for number in range(count)]
+        rig.drivers[TX].collect()
+        assert rig.drivers[TX].in_flight == []
+
+    def test_frame_the_host_refuses_costs_only_itself(self, make, monkeypatch):
+        rig = make()
+        monkeypatch.setattr(rig.tap.end.ports[0], "send", refusing(OSError, EINVAL))
+        rig.send(HEADER, frame(60))
+        monkeypatch.undo()
+        rig.send(HEADER, frame(61))
+        assert rig.seen() == [HEADER + frame(61)]
+        assert rig.counters.tx_dropped == 1
+        assert len(rig.drivers[TX].collect()) == 2
+
+    def test_frame_of_more_pieces_than_the_kernel_takes_arrives_whole(self, make):
+        rig = make()
+        whole = HEADER + frame(1012)
+        rig.drivers[TX].add_chain([whole[at : at + 1] for at in range(len(whole))], indirect=True)
+        rig.kick(TX)
+        assert rig.seen() == [whole]
+
+
+def refusing(kind, errno):
+    """A method that always fails. Each time anew: an exception keeps what its traceback knows."""
+
+    def refuse(*_):
+        raise kind(errno, "gone")
+
+    return refuse
+
+
+class TestReceive:
+    def test_frame_arrives_in_one_buffer(self, make):
+        rig = make()
+        rig.offer(2000)
+        rig.arrive(frame(60), header=b"\x02" + bytes(11))
+        assert rig.received() == [b"\x02" + bytes(9) + b"\x01\x00" + frame(60)]
+        assert rig.interrupts.queues == {RX: 1}
+
+    def test_large_frame_fills_several_buffers_and_says_how_many(self, make):
+        rig = make()
+        for _ in range(5):
+            rig.offer(1000)
+        rig.arrive(frame(2500))
+        assert b"".join(rig.received()) == bytes(10) + b"\x03\x00" + frame(2500)
+
+    def test_next_frame_begins_in_the_next_buffer(self, make):
+        rig = make()
+        for _ in range(4):
+            rig.offer(1000)
+        rig.arrive(frame(1500))
+        rig.arrive(frame(100))
+        first, second, third = rig.received()
+        assert first + second == bytes(10) + b"\x02\x00" + frame(1500)
+        assert third == bytes(10) + b"\x01\x00" + frame(100)
+
+    def test_frame_waits_for_the_buffers_it_lacks(self, make):
+        rig = make()
+        rig.offer(1000)
+        rig.offer(100)
+        rig.arrive(frame(5000))
+        rig.arrive(frame(77))
+        assert rig.received() == []
+        for _ in range(4):
+            rig.offer(1000)
+        assert b"".join(rig.received()) == bytes(10) + b"\x06\x00" + frame(5000)
+        rig.offer(1000)
+        assert rig.received() == [bytes(10) + b"\x01\x00" + frame(77)]
+        assert rig.counters.rx_dropped == 0
+
+    def test_frame_arrives_in_buffers_of_single_bytes(self, make):
+        rig = make(size=64)
+        for _ in range(50):
+            rig.offer(1)
+        rig.arrive(frame(20))
+        assert b"".join(rig.received()) == bytes(10) + b"\x20\x00" + frame(20)
+
+    def test_frames_are_left_with_the_host_while_there_are_no_buffers(self, make):
+        rig = make()
+        rig.arrive(frame(60))
+        (watch,) = [watch for watch in rig.loop.watches if watch.fd == rig.tap.end.ports[0].fd]
+        assert watch.events == 0
+        rig.offer(2000)
+        assert rig.received() == [bytes(10) + b"\x01\x00" + frame(60)]
+        assert watch.events == 0
+        rig.offer(2000)
+        assert watch.events == select.EPOLLIN
+
+    def test_driver_without_mergeable_buffers_gets_one_buffer_a_frame(self, make):
+        rig = make(without=[netbits.MRG_RXBUF])
+        rig.offer(12, 2000)
+        rig.offer(12, 2000)
+        rig.arrive(frame(1500))
+        assert rig.received() == [bytes(10) + b"\x01\x00" + frame(1500)]
+
+    def test_frame_too_large_for_a_buffer_is_dropped_without_mergeable_buffers(self, make):
+        rig = make(without=[netbits.MRG_RXBUF])
+        rig.offer(100)
+        rig.arrive(frame(1500))
+        rig.arrive(frame(60))
+        assert rig.received() == [bytes(10) + b"\x01\x00" + frame(60)]
+        assert rig.counters.rx_dropped == 1
+
+    def test_buffer_without_room_is_given_back_and_counted(self, make):
+        rig = make()
+        rig.drivers[RX].add_chain([b"for reading"])
+        rig.offer(2000)
+        rig.arrive(frame(60))
+        assert rig.received() == [b"", bytes(10) + b"\x01\x00" + frame(60)]
+        assert rig.counters.malformed == 1
+
+    def test_driver_that_offers_only_buffers_without_room_does_not_stall_the_loop(self, make):
+        rig = make()
+        for _ in range(16):
+            rig.drivers[RX].add_chain([b"x"])
+        rig.kick(RX)
+        assert rig.received() == [b""] * 16
+
+    def test_pass_over_a_flooded_port_is_bounded(self, make):
+        rig = make(size=256)
+        for _ in range(100):
+            rig.drivers[RX].add_chain([], [1600])
+        rig.kick(RX)
+        for _ in range(90):
+            rig.wire.send(HEADER + frame(60))
+        rig.loop.run_once()
+        assert len(rig.received()) == netpair._FRAMES_PER_PASS
+        rig.loop.run()
+        assert len(rig.received()) == 90 - netpair._FRAMES_PER_PASS
+
+    def test_runt_from_the_host_is_dropped(self, make):
+        rig = make()
+        rig.offer(2000)
+        rig.arrive(b"short")
+        assert rig.received() == []
+        assert rig.counters.rx_dropped == 1
+
+
+class TestConfiguration:
+    def test_driver_reads_address_link_and_sizes(self, make):
+        rig = make(queues=2, mtu=1400)
+        config = b"".join(rig.device.read(at, 1).to_bytes(1, "little") for at in range(6))
+        assert config == MAC
+        assert [rig.device.read(at, 2) for at in (6, 8, 10)] == [netbits.LINK_UP, 2, 1400]
+
+    def test_driver_cannot_write_the_configuration(self, make):
+        rig = make()
+        for at in range(12):
+            rig.device.write(at, 1, 0xFF)
+        assert bytes(rig.device.MAC) == MAC
+        assert rig.device.STATUS == netbits.LINK_UP
+
+    @pytest.mark.parametrize(
+        ("alone", "needed"),
+        [
+            (netbits.GUEST_TSO4, netbits.GUEST_CSUM),
+            (netbits.GUEST_TSO6, netbits.GUEST_CSUM),
+            (netbits.HOST_TSO4, netbits.CSUM),
+            (netbits.HOST_TSO6, netbits.CSUM),
+            (netbits.CTRL_MAC_ADDR, netbits.CTRL_VQ),
+        ],
+    )
+    def test_feature_is_refused_without_the_one_it_needs(self, make, alone, needed):
+        device = make(started=False).device
+        assert not device.acceptable(1 << alone)
+        assert device.acceptable(1 << alone | 1 << needed)
+
+    def test_several_queues_and_mtu_are_offered_only_when_they_are_there(self, make):
+        assert not make(started=False).device.offered() & bits.feature_set(netbits.MQ, netbits.MTU)
+        many = make(started=False, queues=2, mtu=9000).device.offered()
+        assert many & bits.feature_set(netbits.MQ, netbits.MTU) == bits.feature_set(netbits.MQ, netbits.MTU)
+
+
+class TestControl:
+    def test_negotiated_offloads_are_the_taps(self, make):
+        rig = make()
+        assert rig.tap.offloads == TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN
+        rig.reset()
+        rig.start(bits.feature_set(netbits.GUEST_CSUM))
+        assert rig.tap.offloads == TUN_F_CSUM
+
+    def test_driver_changes_its_offloads(self, make):
+        rig = make()
+        word = bits.feature_set(netbits.GUEST_CSUM, netbits.GUEST_TSO4)
+        assert rig.command(b"\x05\x00", struct.pack("<Q", word), queue=2) == OK
+        assert rig.tap.offloads == TUN_F_CSUM | TUN_F_TSO4
+
+    @pytest.mark.parametrize(
+        "word", [1 << netbits.GUEST_TSO4, 1 << netbits.CSUM, 1 << 63, (1 << 64) - 1], ids=hex
+    )
+    def test_offloads_that_cannot_be_are_refused(self, make, word):
+        rig = make()
+        before = rig.tap.offloads
+        assert rig.command(b"\x05\x00", struct.pack("<Q", word), queue=2) == ERR
+        assert rig.tap.offloads == before
+
+    def test_offload_that_was_not_negotiated_is_refused(self, make):
+        rig = make(without=[netbits.GUEST_TSO6, netbits.GUEST_ECN])
+        word = bits.feature_set(netbits.GUEST_CSUM, netbits.GUEST_TSO6)
+        assert rig.command(b"\x05\x00", struct.pack("<Q", word), queue=2) == ERR
+
+    def test_hosts_refusal_reaches_the_driver(self, make):
+        rig = make()
+        rig.tap.refuse[0x4004_54D0] = EINVAL
+        assert rig.command(b"\x05\x00", bytes(8), queue=2) == ERR
+        assert not rig.broken
+
+    def test_driver_sets_its_address_until_it_resets_the_device(self, make):
+        rig = make()
+        assert rig.command(b"\x01\x01", bytes.fromhex("5254000000aa"), queue=2) == OK
+        assert bytes(rig.device.MAC) == bytes.fromhex("5254000000aa")
+        rig.reset()
+        assert bytes(rig.device.MAC) == MAC
+
+    @pytest.mark.parametrize(
+        "command",
+        [
+            b"",
+            b"\x04",
+            b"\x04\x00",
+            b"\x04\x00\x01",
+            b"\x04\x00\x00\x00",
+            b"\x04\x00\x03\x00",
+            b"\x04\x00\x01\x00\x00",
+            b"\x04\x01\x01\x00",
+            b"\x05\x00\x00",
+            b"\x01\x01short",
+            b"\x01\x01\x01\x00\x5e\x00\x00\x01",
+            b"\x00\x00\x01",
+            b"\xff\xff" + bytes(4096),
+        ],
+        ids=lambda command: command[:8].hex() or "empty",
+    )
+    def test_command_that_makes_no_sense_is_answered_with_an_error(self, make, command):
+        rig = make(queues=2)
+        assert rig.command(command) == ERR
+        assert not rig.broken
+
+    def test_command_in_single_bytes_is_understood(self, make):
+        rig = make(queues=2)
+        assert rig.command(b"\x04", b"\x00", b"\x02", b"\x00") == OK
+
+    def test_command_without_room_for_an_answer_is_given_back_empty(self, make):
+        rig = make()
+        assert rig.command(b"\x04\x00\x01\x00", answer=(), queue=2) == b""
+
+    def test_only_the_first_byte_of_a_large_answer_is_written(self, make):
+        rig = make()
+        assert rig.command(b"\x01\x01", MAC, answer=(100,), queue=2) == OK
+
+
+class TestSeveralQueues:
+    def test_one_pair_is_used_until_the_driver_asks_for_more(self, make):
+        rig = make(queues=2)
+        assert rig.tap.queue_changes == [-1]
+        assert rig.command(b"\x04\x00", b"\x02\x00") == OK
+        assert rig.tap.queue_changes == [-1, 1]
+
+    def test_every_pair_has_a_wire_of_its_own(self, make):
+        rig = make(queues=2)
+        rig.command(b"\x04\x00", b"\x02\x00")
+        rig.send(HEADER, frame(60, 1), queue=1)
+        rig.send(HEADER, frame(60, 3), queue=3)
+        assert rig.seen(0) == [HEADER + frame(60, 1)]
+        assert rig.seen(1) == [HEADER + frame(60, 3)]
+        rig.offer(2000, queue=2)
+        rig.arrive(frame(99), wire=1)
+        assert rig.received(2) == [bytes(10) + b"\x01\x00" + frame(99)]
+
+    def test_pair_out_of_use_is_left_alone_and_goes_on_later(self, make):
+        rig = make(queues=2)
+        rig.command(b"\x04\x00", b"\x02\x00")
+        rig.offer(2000, queue=2)
+        rig.command(b"\x04\x00", b"\x01\x00")
+        fds = [watch.fd for watch in rig.loop.watches]
+        assert rig.tap.end.ports[1].fd not in fds
+        rig.send(HEADER, frame(60), queue=3)
+        assert rig.seen(1) == []
+        rig.command(b"\x04\x00", b"\x02\x00")
+        assert rig.seen(1) == [HEADER + frame(60)]
+        rig.arrive(frame(70), wire=1)
+        assert rig.received(2) == [bytes(10) + b"\x01\x00" + frame(70)]
+
+    def test_driver_without_the_feature_has_its_control_queue_after_the_first_pair(self, make):
+        rig = make(queues=2, without=[netbits.MQ])
+        assert rig.command(b"\x04\x00", b"\x01\x00", queue=2) == ERR
+        assert rig.command(b"\x01\x01", MAC, queue=2) == OK
+
+    def test_reset_returns_to_one_pair(self, make):
+        rig = make(queues=2)
+        rig.command(b"\x04\x00", b"\x02\x00")
+        rig.reset()
+        assert rig.device._active_pairs == 1
+
+
+class TestLink:
+    def test_cable_pulled_out_tells_the_driver(self, make):
+        rig = make()
+        rig.device.set_link(False)
+        assert rig.device.read(6, 2) == 0
+        assert rig.interrupts.config == 1
+        assert rig.core.generation == 1
+
+    def test_same_state_again_tells_nothing(self, make):
+        rig = make()
+        rig.device.set_link(True)
+        assert rig.interrupts.config == 0
+
+    def test_frames_are_dropped_while_the_cable_is_out(self, make):
+        rig = make()
+        rig.offer(2000)
+        rig.device.set_link(False)
+        rig.arrive(frame(60))
+        rig.send(HEADER, frame(60))
+        assert rig.seen() == []
+        assert rig.received() == []
+        assert (rig.counters.rx_dropped, rig.counters.tx_dropped) == (1, 1)
+        rig.device.set_link(True)
+        rig.arrive(frame(61))
+        rig.send(HEADER, frame(62))
+        assert rig.received() == [bytes(10) + b"\x01\x00" + frame(61)]
+        assert rig.seen() == [HEADER + frame(62)]
+
+    def test_card_can_begin_without_a_cable(self, make):
+        rig = make(link=False)
+        assert rig.device.read(6, 2) == 0
+        rig.reset()
+        assert rig.device.read(6, 2) == 0
+
+    def test_lost_end_is_a_cable_pulled_out_for_good(self, make, monkeypatch):
+        rig = make()
+        rig.offer(2000)
+        monkeypatch.setattr(rig.tap.end.ports[0], "receive", refusing(OSError, EBADFD))
+        rig.arrive(frame(60))
+        assert rig.device.read(6, 2) == 0
+        assert rig.counters.lost == "gone"
+        assert rig.interrupts.config == 1
+        rig.send(HEADER, frame(60))
+        assert rig.counters.tx_dropped == 1
+        rig.reset()
+        rig.start()
+        rig.device.set_link(True)
+        assert rig.device.read(6, 2) == 0
+
+    def test_lost_connection_while_sending_gives_every_frame_back(self, make, monkeypatch):
+        rig = make()
+        monkeypatch.setattr(rig.tap.end.ports[0], "send", refusing(BrokenPipeError, EPIPE))
+        for _ in range(3):
+            rig.drivers[TX].add_chain([HEADER, frame(60)])
+        rig.kick(TX)
+        assert len(rig.drivers[TX].collect()) == 3
+        assert rig.device.read(6, 2) == 0
+
+
+class TestResets:
+    def test_device_reset_forgets_a_frame_in_part_and_starts_afresh(self, make):
+        rig = make()
+        rig.offer(100)
+        rig.arrive(frame(1000))
+        rig.reset()
+        assert rig.loop.watches == []
+        rig.drivers[RX].collect()
+
+    def test_queue_reset_forgets_its_buffers(self, make):
+        rig = make()
+        rig.offer(100)
+        rig.arrive(frame(1000))
+        with rig.core.lock:
+            rig.core.queue_select = RX
+            after = rig.core.disable_queue()
+        after()
+        rig.loop.run()
+        rig.arrive(frame(60))
+        rig.send(HEADER, frame(61))
+        assert rig.seen() == [HEADER + frame(61)]
+        assert not rig.broken
+
+    def test_broken_ring_stops_the_device_without_spinning(self, make):
+        rig = make()
+        rig.drivers[RX].add_raw([(0xDEAD_0000_0000, 4096, 2)])
+        rig.kick(RX)
+        assert rig.broken
+        rig.arrive(frame(60))
+        assert rig.loop.watches == []
+
+    def test_host_that_refuses_offloads_at_start_breaks_the_session_only(self, make):
+        rig = make(started=False)
+        rig.tap.refuse[0x4004_54D0] = EINVAL
+        rig.start()
+        assert "offloads" in rig.broken
+
+    def test_close_gives_every_descriptor_back(self, make):
+        rig = make(queues=2)
+        ports = list(rig.tap.end.ports)
+        rig.core.close()
+        rig.core.close()
+        for port in ports:
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                port.receive([], 0)
+
+    def test_queue_sizes_are_two_a_pair_and_one(self, make):
+        sizes = make(started=False, queues=3).device.queue_sizes
+        assert sizes == (net.QUEUE_SIZE,) * 6 + (net.CONTROL_QUEUE_SIZE,)

@@ -748,9 +748,8 @@ def test_port_on_one_socket_serves_both_ways():
 
 
 def test_port_on_a_file_descriptor_of_a_file_is_refused(tmp_path):
-    with open(tmp_path / "file", "w+b") as file:
-        with pytest.raises(ConfigError, match="not files"):
-            FdPort("port", file.fileno(), file.fileno())
+    with open(tmp_path / "file", "w+b") as file, pytest.raises(ConfigError, match="not files"):
+        FdPort("port", file.fileno(), file.fileno())
 
 
 @PACKED

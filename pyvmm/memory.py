@@ -34,9 +34,11 @@ _MAP_FIXED = 0x10
 class Bank:
     """One range of guest-physical memory and the host memory behind it."""
 
-    __slots__ = ("base", "end", "fd", "host_address", "kind", "mapping", "readable", "size", "view")
+    __slots__ = ("base", "end", "fd", "host_address", "kind", "mapping", "page", "readable", "size", "view")
 
-    def __init__(self, base: int, size: int, kind: str, *, mapping: mmap.mmap, offset: int, fd: int) -> None:
+    def __init__(
+        self, base: int, size: int, kind: str, *, mapping: mmap.mmap, offset: int, fd: int, page: int
+    ) -> None:
         self.base = base
         self.size = size
         self.end = base + size
@@ -46,6 +48,7 @@ class Bank:
         self.readable = self.view.toreadonly()
         self.host_address = _address_of(mapping) + offset
         self.fd = fd  # of a shared backing, whose offset 0 is the bank's base; -1 for anonymous memory
+        self.page = page  # bytes in which the host gives and takes it
 
     def __str__(self) -> str:
         return f"{self.kind} [0x{self.base:x}..0x{self.end - 1:x}]"
@@ -88,7 +91,8 @@ class GuestMemory:
             raise
         if backing in (ANONYMOUS, MEMFD):
             _advise_huge_pages(reserved, offset, size)
-        bank = Bank(base, size, kind, mapping=reserved, offset=offset, fd=fd)
+        page = _PAGE if backing in (ANONYMOUS, MEMFD) else align
+        bank = Bank(base, size, kind, mapping=reserved, offset=offset, fd=fd, page=page)
         self._banks = tuple(sorted((*self._banks, bank), key=_base_of))
         return bank
 
@@ -182,6 +186,25 @@ class GuestMemory:
             done += count
         return done
 
+    def discard(self, gpa: int, size: int) -> int:
+        """Give [gpa, gpa+size) of RAM back to the host: it reads as zeros then, and costs nothing until used.
+
+        Only whole host pages go. Returns how many bytes went; none where the host refuses (locked memory).
+        """
+        pieces = self._pieces(gpa, size, True)
+        if any(bank.kind != RAM for bank, _, _ in pieces):
+            raise GuestAccessError(f"{size} bytes at 0x{gpa:x} are not RAM")
+        return sum(_discard(bank, start, stop) for bank, start, stop in pieces)
+
+    def discard_view(self, view: memoryview) -> int:
+        """``discard`` of what a writable view shows that ``view`` or ``iovec`` made."""
+        address = ctypes.addressof(ctypes.c_char.from_buffer(view)) if len(view) else 0
+        for bank in self._banks:
+            start = address - bank.host_address
+            if bank.kind == RAM and 0 <= start < bank.size:
+                return _discard(bank, start, start + len(view))
+        return 0
+
     def _bank(self, gpa: int, size: int, writable: bool) -> Bank:
         for bank in self._banks:
             if bank.base <= gpa and gpa + size <= bank.end and size >= 0:
@@ -225,6 +248,10 @@ _libc_mmap.argtypes = (
 )  # fmt: skip
 
 
+_libc_madvise = ctypes.CDLL(None, use_errno=True)["madvise"]  # unlike mmap.madvise it lets other threads run
+_libc_madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+
+
 def _reserve(size: int, align: int) -> mmap.mmap:
     """Anonymous memory of ``size`` bytes and room to align it.
 
@@ -253,6 +280,15 @@ def _overlay(address: int, size: int, backing: str) -> int:
         os.close(fd)
         raise _too_large(size, "the host" if backing == MEMFD else backing) from error
     return fd
+
+
+def _discard(bank: Bank, start: int, stop: int) -> int:
+    """Give back the whole host pages inside [start, stop) of a bank. Bytes given back."""
+    first, end = -(-start // bank.page) * bank.page, stop // bank.page * bank.page
+    if end <= first:
+        return 0
+    advice = mmap.MADV_DONTNEED if bank.fd < 0 else mmap.MADV_REMOVE  # a file's pages outlive the mapping's
+    return 0 if _libc_madvise(bank.host_address + first, end - first, advice) else end - first
 
 
 def _memory_file(backing: str) -> int:

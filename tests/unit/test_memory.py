@@ -7,7 +7,7 @@ import pytest
 
 from pyvmm import memory
 from pyvmm.errors import ConfigError, GuestAccessError, HostError
-from pyvmm.memory import DEVICE, MEMFD, RAM, READ_ONLY, GuestMemory
+from pyvmm.memory import ANONYMOUS, DEVICE, MEMFD, RAM, READ_ONLY, GuestMemory
 
 BASE = 0x8000_0000
 PAGE = 4096
@@ -262,3 +262,76 @@ def test_read_file_into_from_what_cannot_be_read_says_why(mem, tmp_path):
     with pytest.raises(HostError, match="Is a directory"):
         mem.read_file_into(BASE, fd, 0, PAGE)
     os.close(fd)
+
+
+def resident(bank):
+    """Host pages behind a bank that take memory."""
+    vector = (ctypes.c_ubyte * (bank.size // PAGE))()
+    mincore = ctypes.CDLL(None).mincore
+    mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
+    assert mincore(bank.host_address, bank.size, vector) == 0
+    return [index for index, present in enumerate(vector) if present & 1]
+
+
+@pytest.mark.parametrize("backing", [ANONYMOUS, MEMFD])
+def test_discard_gives_whole_pages_inside_the_range_back(backing):
+    with GuestMemory() as mem:
+        bank = mem.add(BASE, 8 * PAGE, backing=backing)
+        mem.write(BASE, b"x" * 8 * PAGE)
+        assert mem.discard(BASE + PAGE + 1, 4 * PAGE) == 3 * PAGE
+        assert resident(bank) == [0, 1, 5, 6, 7]
+        assert mem.read(BASE, 8 * PAGE) == b"x" * 2 * PAGE + bytes(3 * PAGE) + b"x" * 3 * PAGE
+        if backing == MEMFD:
+            assert os.pread(bank.fd, 8 * PAGE, 0) == mem.read(BASE, 8 * PAGE)
+
+
+def test_discard_goes_across_banks(mem):
+    mem.write(BASE, b"x" * 8 * PAGE)
+    assert mem.discard(BASE + 3 * PAGE, 2 * PAGE) == 2 * PAGE
+    assert mem.read(BASE, 8 * PAGE) == b"x" * 3 * PAGE + bytes(2 * PAGE) + b"x" * 3 * PAGE
+
+
+@pytest.mark.parametrize("size", [0, 1, PAGE - 1, PAGE, 2 * PAGE - 2])
+def test_discard_of_less_than_a_host_page_changes_nothing(mem, size):
+    mem.write(BASE, b"x" * 4 * PAGE)
+    assert mem.discard(BASE + 1, size) == 0
+    assert mem.read(BASE, 4 * PAGE) == b"x" * 4 * PAGE
+
+
+@pytest.mark.parametrize("gpa", [BASE - PAGE, BASE + 8 * PAGE, BASE + 16 * PAGE, 1 << 63])
+def test_discard_of_what_is_no_ram_is_refused(mem, gpa):
+    with pytest.raises(GuestAccessError):
+        mem.discard(gpa, PAGE)
+
+
+def test_discard_of_device_memory_is_refused():
+    with GuestMemory() as mem:
+        mem.add(BASE, PAGE, kind=DEVICE)
+        mem.write(BASE, b"x")
+        with pytest.raises(GuestAccessError):
+            mem.discard(BASE, PAGE)
+        (view,) = mem.iovec([(BASE, PAGE)], writable=True)
+        assert mem.discard_view(view) == 0
+        view.release()
+        assert mem.read(BASE, 1) == b"x"
+
+
+def test_discard_keeps_to_the_banks_own_page_size(mem):
+    mem.banks[0].page = 2 * PAGE
+    mem.write(BASE, b"x" * 4 * PAGE)
+    assert mem.discard(BASE + PAGE, 3 * PAGE) == 2 * PAGE
+    assert mem.read(BASE, 4 * PAGE) == b"x" * 2 * PAGE + bytes(2 * PAGE)
+
+
+def test_discard_that_the_host_refuses_gives_nothing_back(mem, monkeypatch):
+    monkeypatch.setattr(memory, "_libc_madvise", lambda *_: -1)
+    assert mem.discard(BASE, 4 * PAGE) == 0
+
+
+def test_discard_of_a_view_gives_its_pages_back(mem):
+    mem.write(BASE, b"x" * 8 * PAGE)
+    views = mem.iovec([(BASE + PAGE, 4 * PAGE)], writable=True)
+    assert [mem.discard_view(view) for view in views] == [3 * PAGE, PAGE]
+    assert mem.discard_view(views[0][:0]) == 0
+    views.clear()
+    assert mem.read(BASE, 8 * PAGE) == b"x" * PAGE + bytes(4 * PAGE) + b"x" * 3 * PAGE

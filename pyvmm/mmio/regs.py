@@ -283,11 +283,14 @@ class RegisterDevice:
     SIZE: ClassVar[int]
     STATE: ClassVar[tuple[str, ...]] = ()
     _registers: ClassVar[tuple[Register, ...]] = ()
+    # First offset, last offset, register. On an emulated RISC-V host asking every register is slow.
+    _spans: ClassVar[tuple[tuple[int, int, Register], ...]] = ()
 
     def __init_subclass__(cls) -> None:
         own = [value for value in vars(cls).values() if isinstance(value, Register)]
         if own:
             cls._registers = tuple(sorted((*cls._registers, *own), key=lambda register: register.offset))
+            cls._spans = tuple((register.offset, register.last, register) for register in cls._registers)
             _check_map(cls, cls._registers)
 
     def __init__(self, **counts: int) -> None:
@@ -372,8 +375,8 @@ class RegisterDevice:
     def _find(self, offset: int, size: int, direction: str) -> list[tuple[Register, int, int]]:
         """(register, index, lane) of every register there; one without ``when`` comes first."""
         found = []
-        for register in self._registers:
-            if direction in register.access:
+        for first, last, register in self._spans:
+            if first <= offset <= last and direction in register.access:
                 place = register.locate(offset, size)
                 if place is not None and place[0] < self._count(register):
                     found.append((register, *place))

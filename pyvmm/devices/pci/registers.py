@@ -26,8 +26,9 @@ class PackedRegisters(RegisterDevice):
     """
 
     def _build_reader(self, offset: int, size: int) -> Callable[[], int]:
-        if size == 1 or self._find(offset, size, "r"):
-            return super()._build_reader(offset, size)
+        reader = super()._build_reader(offset, size)
+        if size == 1 or reader != self._odd_read:
+            return reader
         half = size // 2
         low, high = self._build_reader(offset, half), self._build_reader(offset + half, half)
         if low == high == self._odd_read:
@@ -35,8 +36,9 @@ class PackedRegisters(RegisterDevice):
         return lambda: low() | high() << 8 * half
 
     def _build_writer(self, offset: int, size: int) -> Callable[[int], After]:
-        if size == 1 or self._find(offset, size, "w"):
-            return super()._build_writer(offset, size)
+        writer = super()._build_writer(offset, size)
+        if size == 1 or writer != self._odd_write:
+            return writer
         half = size // 2
         low, high = self._build_writer(offset, half), self._build_writer(offset + half, half)
         if low == high == self._odd_write:

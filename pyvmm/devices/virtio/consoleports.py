@@ -190,6 +190,9 @@ class ScreenPort(Port):
     """The machine's console: output to a screen that may fill up, input from whoever calls ``receive``.
 
     ``on_room`` is called when input that was refused fits. It must only schedule.
+
+    Input waits for the guest's first output. Linux offers buffers before it has made a terminal of the port,
+    and throws away what comes into them until then.
     """
 
     def __init__(self, screen: Screen, on_room: Callable[[], None] | None) -> None:
@@ -197,6 +200,7 @@ class ScreenPort(Port):
         self.open = True
         self.on_room = on_room
         self.refused = False
+        self._heard = False  # the guest has put something out since its driver came
         self._screen = screen
         self._full = False
 
@@ -206,7 +210,7 @@ class ScreenPort(Port):
         """See Port."""
         super().attach(session, rx, tx, on_change)
         self._full = False
-        self.work_input()
+        self._heard = False
 
     def send(self, views: list[memoryview]) -> int:
         """See Port."""
@@ -214,6 +218,9 @@ class ScreenPort(Port):
         if self._full or session is None:
             return 0
         data = gather(views, _PIECE)
+        if not self._heard:
+            self._heard = True
+            self.work_input()
         if self._screen.write(data) is not None:
             self._full = True
             self._screen.when_room(lambda: session.post(self._room))
@@ -225,7 +232,7 @@ class ScreenPort(Port):
 
     def work_input(self) -> None:
         """See Port."""
-        if self.refused and self.on_room is not None:
+        if self._heard and self.refused and self.on_room is not None:
             self.refused = False
             self.on_room()
 
@@ -239,5 +246,5 @@ class ScreenPort(Port):
         return taken[0]
 
     def _receive(self, data: bytes, taken: list[int]) -> None:
-        taken[0] = self.deliver(data)
+        taken[0] = self.deliver(data) if self._heard else 0
         self.refused = taken[0] < len(data)

@@ -150,6 +150,25 @@ def hung_up(client):
 
 
 @PACKED
+def speak(rig):
+    """The guest puts something out: from then on it takes input."""
+    rig.drivers[TX].add_chain([b"."])
+    rig.kick(TX)
+
+
+def test_input_waits_for_the_guests_first_output(screen):
+    asked = []
+    console = Console(screen, (), lambda: asked.append(True))
+    with Rig(console) as rig:
+        rig.start()
+        rig.drivers[RX].add_chain([], [16])
+        rig.kick(RX)
+        assert console.receive(b"early") == 0
+        speak(rig)
+        assert asked
+        assert console.receive(b"early") == 5
+
+
 def test_output_reaches_the_screen_in_order(screen, packed):
     with Rig(Console(screen), packed=packed) as rig:
         rig.start()
@@ -165,6 +184,7 @@ def test_input_fills_the_drivers_buffers_partly_or_over_several(screen, packed):
     console = Console(screen)
     with Rig(console, packed=packed) as rig:
         rig.start()
+        speak(rig)
         for _ in range(3):
             rig.drivers[RX].add_chain([], [4, 4])
         rig.kick(RX)
@@ -180,6 +200,7 @@ def test_input_without_buffers_is_refused_and_asked_for_when_there_are_some(scre
     with Rig(console) as rig:
         assert console.receive(b"early") == 0
         rig.start()
+        speak(rig)
         assert asked == [1]
         assert console.receive(b"early") == 0
         rig.drivers[RX].add_chain([], [3])
@@ -200,6 +221,7 @@ def test_input_asks_for_no_kicks_while_buffers_last(screen):
     console = Console(screen)
     with Rig(console) as rig:
         rig.start()
+        speak(rig)
         driver = rig.drivers[RX]
         driver.add_chain([], [8])
         rig.kick(RX)
@@ -268,6 +290,7 @@ def test_break_is_what_hvc_takes_for_sysrq(screen):
     with Rig(console) as rig:
         assert not console.send_break()
         rig.start()
+        speak(rig)
         assert not console.send_break()
         rig.drivers[RX].add_chain([], [8])
         assert console.send_break()
@@ -835,6 +858,7 @@ def test_driver_that_gives_readable_and_empty_buffers_for_input_gets_them_back(s
     console = Console(screen)
     with Rig(console) as rig:
         rig.start()
+        speak(rig)
         rig.drivers[RX].add_chain([b"not writable"])
         rig.drivers[RX].add_chain([], [(RAM, 0)])
         rig.drivers[RX].add_chain([], [8])

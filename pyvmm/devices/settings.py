@@ -120,7 +120,7 @@ def parse(what: str, body: str, known: Mapping[str, Setting], positional: tuple[
     waiting = list(positional)
     for word in body.split(",") if body else []:
         key, equals, value = word.partition("=")
-        if waiting and (not equals or key not in known) and key not in known:
+        if waiting and (key not in known or (not equals and known[key].bare is None)):
             key, value, equals = waiting.pop(0), word, "="
         setting = known.get(key)
         if setting is None:

@@ -74,11 +74,10 @@ class FakeLoop:
 
     def _ready(self) -> list:
         poller = select.poll()
-        wanted = [watch for watch in self.watches if watch.events]
-        for watch in wanted:
+        for watch in self.watches:  # also those that wait for nothing: errors and hang-ups come anyway
             poller.register(watch.fd, watch.events)
         ready = dict(poller.poll(0))
-        return [(watch, ready[watch.fd]) for watch in wanted if watch.fd in ready]
+        return [(watch, ready[watch.fd]) for watch in self.watches if watch.fd in ready]
 
     def advance(self, seconds: float) -> None:
         """Let time pass, timer by timer, and run what follows from each."""

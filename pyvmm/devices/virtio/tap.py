@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pyvmm.devices.virtio.hostioctl import Ioctl
 
 NODE = "/dev/net/tun"
+INTERFACES = "/sys/class/net"
 NAME_LIMIT = 15  # IFNAMSIZ without the NUL
 
 # <linux/if_tun.h>, <linux/sockios.h>, <linux/if.h>
@@ -126,7 +127,7 @@ def open_tap(
     """
     if name is not None:
         _check_name(what, name)
-    exists = name is not None and os.path.exists(f"/sys/class/net/{name}")
+    exists = name is not None and os.path.exists(f"{INTERFACES}/{name}")
     multi = _is_multi_queue(what, name, queues) if exists else queues > 1
     flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | (IFF_MULTI_QUEUE if multi else 0)
     tap = Tap(name or "tap%d", [], ioctl)
@@ -151,7 +152,7 @@ def _check_name(what: str, name: str) -> None:
 def _is_multi_queue(what: str, name: str | None, queues: int) -> bool:
     """Whether the existing interface is for several queues. Raises ConfigError when it cannot be used."""
     try:
-        with open(f"/sys/class/net/{name}/tun_flags", encoding="ascii") as file:
+        with open(f"{INTERFACES}/{name}/tun_flags", encoding="ascii") as file:
             flags = int(file.read(), 0)
     except (OSError, ValueError):
         flags = 0

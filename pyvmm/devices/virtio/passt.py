@@ -155,8 +155,7 @@ def start_passt(what: str, arguments: Sequence[str], program: str = PROGRAM) -> 
     try:
         status = _run(path, arguments, theirs.fileno(), say)
         if status:
-            why = _explanation(os.read(said, _SAID))
-            raise ConfigError(f"{what}: passt did not start: {why}")
+            raise ConfigError(f"{what}: passt did not start: {_explanation(said)}")
     except OSError as error:
         ours.close()
         raise ConfigError(f"{what}: {path} cannot be run: {error.strerror}.") from error
@@ -235,8 +234,12 @@ def _run(path: str, arguments: Sequence[str], connection: int, stderr: int) -> i
     return os.waitpid(child, 0)[1]
 
 
-def _explanation(said: bytes) -> str:
+def _explanation(said: int) -> str:
     """What passt said last, as the end of a sentence."""
-    lines = [line.strip() for line in said.decode(errors="replace").splitlines()]
+    try:
+        text = os.read(said, _SAID).decode(errors="replace")
+    except BlockingIOError:
+        text = ""
+    lines = [line.strip() for line in text.splitlines()]
     lines = [line for line in lines if line and not line.startswith(_CHATTER)]
     return lines[-1].rstrip(".") + "." if lines else "it does not say why."

@@ -149,7 +149,6 @@ def hung_up(client):
 # The machine's console
 
 
-@PACKED
 def speak(rig):
     """The guest puts something out: from then on it takes input."""
     rig.drivers[TX].add_chain([b"."])
@@ -169,6 +168,7 @@ def test_input_waits_for_the_guests_first_output(screen):
         assert console.receive(b"early") == 5
 
 
+@PACKED
 def test_output_reaches_the_screen_in_order(screen, packed):
     with Rig(Console(screen), packed=packed) as rig:
         rig.start()

@@ -135,7 +135,7 @@ class FakeBackend:
         for (base, size, _, offset), fd in zip(self._regions, fds, strict=True):
             mapping = mmap.mmap(fd, size, offset=offset)
             os.close(fd)
-            banks.append(Bank(base, size, RAM, mapping=mapping, offset=0, fd=-1))
+            banks.append(Bank(base, size, RAM, mapping=mapping, offset=0, fd=-1, page=mmap.PAGESIZE))
         self._memory._banks = tuple(banks)
 
     def _guest_address(self, host):

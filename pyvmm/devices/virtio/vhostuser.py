@@ -123,6 +123,14 @@ class VhostUser:
             raise HostError(f"{self.name} answered {len(answer)} bytes for the state of a ring.")
         return int(_VRING_STATE.unpack(answer)[1])
 
+    def wait_for_end(self) -> None:
+        """Wait until the back end hung up. One that is killed does so after it let go of guest memory."""
+        try:
+            while self._socket.recv(_LARGEST_ANSWER):
+                pass
+        except OSError:  # reset, or too late
+            pass
+
     def close(self) -> None:
         """Hang up."""
         self._socket.close()

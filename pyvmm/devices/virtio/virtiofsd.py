@@ -39,7 +39,8 @@ class Virtiofsd:
         """End it now; when this returns it does not touch guest memory any more. Idempotent."""
         process, self._process = self._process, None
         if process is not None:
-            os.kill(process, signal.SIGKILL)
+            os.killpg(process, signal.SIGKILL)  # it does its work in a child, to be in namespaces of its own
+            self.connection.wait_for_end()
             os.waitpid(process, 0)
 
     def close(self) -> None:
@@ -76,7 +77,7 @@ def start_virtiofsd(what: str, folder: str, *, writable: bool, program: str = PR
     except HostError as error:
         ours.close()
         if not _wait(process, _PATIENCE):
-            os.kill(process, signal.SIGKILL)
+            os.killpg(process, signal.SIGKILL)
             os.waitpid(process, 0)
         raise ConfigError(f"{what}: {path} did not start. {error} What it printed says more.") from error
 

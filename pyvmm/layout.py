@@ -25,7 +25,7 @@ VIRTIO_BASE, VIRTIO_SIZE, VIRTIO_IRQ, VIRTIO_SLOTS = 0x1002_0000, 0x1000, 8, 56
 PCI_ECAM_BASE, PCI_ECAM_SIZE = 0x3000_0000, 0x10_0000
 PCI_IO_BASE, PCI_IO_SIZE = 0x3F00_0000, 0x1_0000
 PCI_LOW_BASE, PCI_LOW_SIZE = 0x4000_0000, 0x4000_0000
-PCI_HIGH_SIZE = 0x4_0000_0000
+PCI_HIGH_SIZE = 0x8000_0000  # Linux complains of 4 GiB or more
 PCI_IRQS = (3, 4, 5, 6)
 
 RAM_BASE = 0x8000_0000
@@ -47,5 +47,5 @@ def aplic_size(harts: int) -> int:
 
 def pci_high_base(ram_end: int) -> int | None:
     """Where the window for 64-bit BARs begins, or None when ``ram_end`` leaves no room for it."""
-    base = max(-(-ram_end // PCI_HIGH_SIZE), 1) * PCI_HIGH_SIZE
+    base = max(-(-ram_end // PCI_HIGH_SIZE) * PCI_HIGH_SIZE, 1 << 32)
     return base if base + PCI_HIGH_SIZE <= GUEST_END else None

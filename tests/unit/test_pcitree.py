@@ -75,7 +75,7 @@ def test_ranges_are_the_windows_of_the_bridge():
     assert rows(cells(fdt, "ranges"), 7) == [
         (0x0100_0000, 0, 0, 0, layout.PCI_IO_BASE, 0, layout.PCI_IO_SIZE),
         (0x0200_0000, 0, layout.PCI_LOW_BASE, 0, layout.PCI_LOW_BASE, 0, layout.PCI_LOW_SIZE),
-        (0x0300_0000, 4, 0, 4, 0, 4, 0),
+        (0x0300_0000, 1, 0, 1, 0, 0, layout.PCI_HIGH_SIZE),
     ]
 
 
@@ -121,14 +121,22 @@ def test_windows_overlap_neither_each_other_nor_ram():
 
 @pytest.mark.parametrize(
     ("ram_end", "base"),
-    [(layout.RAM_BASE + GIB, 16 * GIB), (16 * GIB, 16 * GIB), (16 * GIB + 4096, 32 * GIB),
-     ((1 << 41) - 16 * GIB, (1 << 41) - 16 * GIB)],
-)  # fmt: skip
+    [
+        (layout.RAM_BASE + GIB, 4 * GIB),
+        (4 * GIB, 4 * GIB),
+        (4 * GIB + 4096, 6 * GIB),
+        ((1 << 41) - 2 * GIB, (1 << 41) - 2 * GIB),
+    ],
+)
 def test_high_window_is_aligned_and_above_ram(ram_end, base):
     assert layout.pci_high_base(ram_end) == base
 
 
+def test_windows_are_of_a_size_that_linux_takes_without_a_word():
+    assert all(window.size < 1 << 32 for window in pcitree.windows(RAM_END))
+
+
 def test_ram_that_leaves_no_room_means_no_high_window():
-    kinds = [window.kind for window in pcitree.windows((1 << 41) - 16 * GIB + 4096)]
+    kinds = [window.kind for window in pcitree.windows((1 << 41) - 2 * GIB + 4096)]
     assert kinds == [IO, MEMORY_32]
     assert [window.kind for window in pcitree.windows(RAM_END)] == [IO, MEMORY_32, MEMORY_64]

@@ -68,4 +68,5 @@ def _add(found: list[DeviceRequest], kind: str, body: str, what: str) -> None:
                     f"{other.settings.what} and {what} have the same {key} {value!r}; give each its own."
                 )
     number = sum(other.kind == kind for other in found)
-    found.append(DeviceRequest(kind, model, f"{kind}{number}", chosen))
+    chosen.name = f"{kind}{number}"
+    found.append(DeviceRequest(kind, model, chosen.name, chosen))

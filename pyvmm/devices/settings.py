@@ -81,13 +81,17 @@ def choice(help: str, *choices: str, default: str | None = None) -> Setting:
 
 
 class Settings:
-    """Checked values of one device, by key. ``what`` is how the user spelled it, for error messages."""
+    """Checked values of one device, by key. ``what`` is how the user spelled it, for error messages.
 
-    __slots__ = ("_values", "what")
+    ``name`` is the device's own among those of its machine, such as ``net1``, where there is a machine.
+    """
+
+    __slots__ = ("_values", "name", "what")
 
     def __init__(self, values: Mapping[str, object], what: str) -> None:
         self._values = values
         self.what = what
+        self.name = ""
 
     def text(self, key: str) -> str | None:
         """A text, or None when it was not given."""

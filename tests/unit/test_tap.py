@@ -9,6 +9,7 @@ import pytest
 from fakes.tap import FakeTap
 from fakes.virtio import make_services
 
+from pyvmm.devicelist import requests
 from pyvmm.devices.settings import parse
 from pyvmm.devices.virtio import netends, tap, vhostnet
 from pyvmm.devices.virtio.net import Net
@@ -284,6 +285,11 @@ class TestSettings:
         assert addresses[0] == addresses[1]
         assert len(set(addresses)) == 4
         assert all(address[0] & 3 == 2 for address in addresses)
+
+    def test_cards_of_one_machine_have_different_addresses(self):
+        first, second = (request.settings for request in requests({"nets": ["user", "user"]}, ()))
+        assert netends.mac_of(first) != netends.mac_of(second)
+        assert netends.mac_of(first) == netends.mac_of(first)
 
     def test_made_address_differs_by_host(self, tap_of, monkeypatch):
         monkeypatch.setattr(netends, "_host_id", lambda: "here")

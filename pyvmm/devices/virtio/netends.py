@@ -135,7 +135,8 @@ def mac_of(settings: Settings) -> bytes:
         return bytes.fromhex(given.replace(":", ""))
     from binascii import crc32
 
-    name = f"{_host_id()}/{_mode(settings)}/{settings.text('tap') or ''}/{settings.text('id') or ''}"
+    own = settings.text("id") or settings.name
+    name = f"{_host_id()}/{_mode(settings)}/{settings.text('tap') or ''}/{own}"
     return b"\x52\x56" + crc32(name.encode()).to_bytes(4, "big")
 
 

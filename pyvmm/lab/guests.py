@@ -52,13 +52,19 @@ def release(series: str = "7") -> str:
     return kernels.kernel(series).release
 
 
-def initrd(series: str = "7", *, full: bool = False, progress: Progress = quiet) -> Path:
+def initrd(
+    series: str = "7", *, full: bool = False, programs: Path | None = None, progress: Progress = quiet
+) -> Path:
     """A busybox root file system (uncompressed) with a shell on the console.
 
     The small one is some 2 MB. ``full`` adds the modules of that kernel for virtio devices, 9p, ext4 and user
     space drivers (modprobe loads them), and lspci, mkfs.ext4 and e2fsck: 20 MB, half a second more in the
-    lab's boots. With root= on the kernel command line, its init goes on to a system on a disk or in a folder.
+    lab's boots. Linux 7 then needs 512 MB of memory, since it sets half of 256 MB aside before it unpacks.
+    ``programs`` is a directory of programs to have in /bin besides, named after its content.
+    With root= on the kernel command line, its init goes on to a system on a disk or in a folder.
     """
+    if programs:
+        return _with_programs(initrd(series, full=full, progress=progress), programs, progress)
     guest_kernel = kernels.kernel(series, progress) if full else None
     contents: list[object] = [(_DATA / name).read_bytes() for name in _SCRIPTS.values()]
     if guest_kernel:
@@ -74,6 +80,18 @@ def initrd(series: str = "7", *, full: bool = False, progress: Progress = quiet)
 def uboot(progress: Progress = quiet) -> Path:
     """U-Boot for qemu-riscv64_smode, as a flat binary."""
     return _package("u-boot-qemu", progress) / "usr/lib/u-boot/qemu-riscv64_smode/u-boot.bin"
+
+
+def _with_programs(base: Path, programs: Path, progress: Progress) -> Path:
+    """``base`` and a second archive, which the kernel unpacks over the first."""
+
+    def build(work: Path) -> None:
+        fs = Initramfs()
+        for path in sorted(programs.iterdir()):
+            fs.copy(path, f"bin/{path.name}")
+        (work / "initrd.cpio").write_bytes(base.read_bytes() + fs.pack())
+
+    return store.build_once(f"guests/{base.parent.name}-{programs.name}", build, progress) / "initrd.cpio"
 
 
 def _build_initrd(work: Path, guest_kernel: kernels.Kernel | None, progress: Progress) -> None:

@@ -255,6 +255,16 @@ def test_bar_comes_back_when_the_one_in_its_place_leaves():
     assert pci.host.conflicts == 1
 
 
+def test_conflict_that_lasts_counts_once():
+    pci = PciBus(*(function(Bar(0, PAGE, Probe()), name=name) for name in ("one", "two", "three")))
+    for address, place in zip(pci.addresses, (LOW, LOW, LOW + PAGE), strict=True):
+        pci.at(address).place(0, place)
+        pci.at(address).command(MEMORY_SPACE)
+    pci.at("00:03.0").command(0)
+    assert pci.mapped() == {"one.bar0": LOW}
+    assert pci.host.conflicts == 1
+
+
 def test_two_bars_of_one_function_change_places_whole():
     pci = PciBus(function(Bar(0, PAGE, Probe(1)), Bar(1, PAGE, Probe(2))))
     config = pci.at("00:01.0")

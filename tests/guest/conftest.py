@@ -56,15 +56,35 @@ def has_aia(real_kvm):
 
 @pytest.fixture
 def boot(real_kvm):
-    """Boots a guest: Debian's kernel of a series with a busybox shell, or firmware."""
+    """Boots a guest: Debian's kernel of a series with a busybox shell, or firmware.
+
+    ``full``: with modules for devices, and programs for file systems. ``programs``: with those of programs/.
+    """
     from pyvmm.lab import guests
 
     booted = []
 
-    def make(*, kernel="7", cpus=1, mem="256M", params="quiet", firmware=None, options=(), shell=True):
+    def make(
+        *,
+        kernel="7",
+        cpus=1,
+        mem=None,
+        params="quiet",
+        firmware=None,
+        options=(),
+        shell=True,
+        full=False,
+        programs=False,
+    ):
+        mem = mem or ("512M" if full else "256M")
+        files = guest_programs() if programs else None
         program = ["--firmware", firmware] if firmware else ["--kernel", str(guests.kernel(kernel))]
         if not firmware:
-            program += ["--initrd", str(guests.initrd()), f"--params={params}"]
+            program += [
+                "--initrd",
+                str(guests.initrd(kernel, full=full, programs=files)),
+                f"--params={params}",
+            ]
         guest = BootedGuest([*program, f"--cpus={cpus}", f"--mem={mem}", *options])
         booted.append(guest)
         if shell:
@@ -74,6 +94,13 @@ def boot(real_kvm):
     yield make
     for guest in booted:
         guest.close()
+
+
+def guest_programs():
+    """The directory of what programs/ is compiled to."""
+    from pyvmm.lab.programs import programs
+
+    return programs(Path(__file__).parent / "programs")
 
 
 @pytest.fixture

@@ -167,6 +167,8 @@ class MachineConfig:
             "ports": ports,
         }
         self.devices = requests({noun: bodies for noun, bodies in nouns.items() if bodies}, devices or ())
+        if self.shared_memory and self.mem_backend == "anon":
+            self.mem_backend = "memfd"
         self.virtio_transport = _one_of("--virtio-transport", virtio_transport, TRANSPORTS)
         self.log = log
         self.timeout = None if timeout is None else parse_duration(timeout, "--timeout")
@@ -195,7 +197,7 @@ class MachineConfig:
     @property
     def shared_memory(self) -> bool:
         """Whether another process serves a device and needs the guest's memory."""
-        return any(getattr(request.model, "SHARED_MEMORY", False) for request in self.devices)
+        return any(request.model.SHARED_MEMORY for request in self.devices)
 
     def summary(self) -> str:
         """The machine in a few words."""

@@ -104,6 +104,7 @@ class Machine:
         #: Guards the board's change at a reboot and at the end; never held while waiting for a thread.
         self._state = threading.Lock()
         self._board: Board | None = None
+        self._size: tuple[int, int] | None = None
         self._rebooting: threading.Thread | None = None
         self._closed = False
 
@@ -129,6 +130,8 @@ class Machine:
         board = Board(
             self.config, self._loop, self._workers, self._writer, self._note, self.trace, self._kernel
         )
+        if self._size is not None:
+            board.resize(*self._size)
         board.connect(self._input, partial(self._guest_ended, board), self._fail)
         return board
 
@@ -196,6 +199,16 @@ class Machine:
             done = self._writer.close(patience=0 if reason == outcome.OUTPUT_CLOSED else _PATIENCE)
         if self._log_fd is not None and done:
             os.close(self._log_fd)
+
+    def resize(self, columns: int, rows: int) -> None:
+        """The console's terminal has this size now. From any thread and from signal handlers."""
+        self._size = (columns, rows)
+        self._loop.call_soon(self._resize)
+
+    def _resize(self) -> None:
+        board = self._board
+        if board is not None and self._size is not None:
+            board.resize(*self._size)
 
     def send_break(self) -> None:
         """A BREAK on the serial console, after the input so far: the next key is a SysRq command."""

@@ -108,11 +108,23 @@ def _run_machine(config: MachineConfig, raw: RawTerminal | None, *, verbose: boo
             from pyvmm.cli.keys import Keys
 
             machine.on_input = Keys(machine).filter
+            _follow_size(machine)
             with raw:
                 end = _run(machine)
                 machine.close()
     trace.close()
     return _report(end, machine, trace, quiet=quiet)
+
+
+def _follow_size(machine: Machine) -> None:
+    """Tell the guest how large the terminal is, now and whenever that changes."""
+
+    def tell(*_: object) -> None:
+        size = os.get_terminal_size(0)
+        machine.resize(size.columns, size.lines)
+
+    signal.signal(signal.SIGWINCH, tell)
+    tell()
 
 
 def _nowhere(_text: str) -> None:

@@ -59,6 +59,7 @@ class Edu(RegisterDevice):
         "dma_mask": number("address bits that DMA has [all]", 0, _ALL_MEMORY, default=_ALL_MEMORY)
     }
     POSITIONAL: ClassVar[tuple[str, ...]] = ()
+    SHARED_MEMORY: ClassVar[bool] = False
 
     IDENTIFICATION = Reg(0x00, access="r", reset=_IDENTIFICATION)
     LIVENESS = Reg(0x04, on_write="_write_liveness")

@@ -37,6 +37,8 @@ class VirtioDevice(RegisterDevice):
     #: What a user may say about the device, and which of it as bare leading words.
     SETTINGS: ClassVar[dict[str, Setting]] = {}
     POSITIONAL: ClassVar[tuple[str, ...]] = ()
+    #: Another process serves the device and maps the guest's memory, which then has a descriptor.
+    SHARED_MEMORY: ClassVar[bool] = False
 
     def __init__(self, queue_sizes: tuple[int, ...], **counts: int) -> None:
         """``queue_sizes``: the largest size of every queue, in queue order; powers of two up to 32768."""

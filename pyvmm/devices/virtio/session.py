@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 
+# A chain can have 4 GiB, of which the used ring's 32 bits cannot tell.
+_MOST_WRITTEN = 0xFFFF_FFFF
+
+
 class Services:
     """What the machine lends to a device: the I/O thread and the worker threads."""
 
@@ -107,12 +111,12 @@ class ActiveQueue:
         """
         if chain in self._chains and self.ring is not None:
             self._chains.remove(chain)
-            self.ring.complete(chain, written)
+            self.ring.complete(chain, min(written, _MOST_WRITTEN))
             self._session.completed(self)
 
     def complete_together(self, completions: Sequence[tuple[Chain, int]]) -> None:
         """Like ``complete`` for several chains, which the driver sees all at once."""
-        mine = [(chain, written) for chain, written in completions if chain in self._chains]
+        mine = [(chain, min(written, _MOST_WRITTEN)) for chain, written in completions if chain in self._chains]
         if mine and self.ring is not None:
             self._chains.difference_update(chain for chain, _ in mine)
             self.ring.complete_all(mine)
@@ -152,7 +156,7 @@ class Session:
         self._fail = fail
         self._dirty: list[ActiveQueue] = []
         self._watches: list[Watch] = []
-        self._jobs = 0
+        self._jobs: set[object] = set()  # submitted and not finished, one mark each
         self._jobs_done = threading.Condition(threading.Lock())
         self.call_fd = call_fd
         self.memory = memory
@@ -192,9 +196,10 @@ class Session:
         ``job`` touches neither device nor queue, only the views of its chain. It does not raise: host errors
         are part of its result. A reset waits for it, and then drops ``done``.
         """
+        mark = object()
         with self._jobs_done:
-            self._jobs += 1
-        self._services.workers.submit(partial(self._work, job, done))
+            self._jobs.add(mark)
+        self._services.workers.submit(partial(self._work, mark, job, done))
 
     def kick(self, queue: ActiveQueue) -> None:
         """Act as if the driver had kicked ``queue``, after everybody else's turn."""
@@ -250,9 +255,13 @@ class Session:
         self._watches = []
 
     def drain(self) -> None:
-        """Wait until no worker touches guest memory for this session. Without the lock."""
+        """Wait for every job submitted so far: no worker touches guest memory for one. Without the lock.
+
+        Not for later ones: when one queue is reset the others go on.
+        """
         with self._jobs_done:
-            while self._jobs:
+            waiting = set(self._jobs)
+            while not waiting.isdisjoint(self._jobs):
                 self._jobs_done.wait()
 
     def _kick_event(self, queue: ActiveQueue, _events: int) -> None:
@@ -265,12 +274,12 @@ class Session:
     def _kicked(self, queue: ActiveQueue) -> None:
         self.on_kick(queue)
 
-    def _work(self, job: Callable[[], T], done: Callable[[T], None]) -> None:
+    def _work(self, mark: object, job: Callable[[], T], done: Callable[[T], None]) -> None:
         try:
             result = job()
         finally:
             with self._jobs_done:
-                self._jobs -= 1
+                self._jobs.remove(mark)
                 self._jobs_done.notify_all()
         self.post(partial(done, result))
 

@@ -15,7 +15,9 @@ import os
 
 from pyvmm.devices.virtio import bits
 from pyvmm.devices.virtio.queue import QueueSetup, make_queue
+from pyvmm.devices.virtio.queueregs import QueueRegisters, numbers_of, tables_of
 from pyvmm.devices.virtio.session import ActiveQueue, Session
+from pyvmm.errors import ConfigError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,24 +49,6 @@ if TYPE_CHECKING:
 _DRIVER_BITS = bits.ACKNOWLEDGE | bits.DRIVER | bits.DRIVER_OK | bits.FEATURES_OK | bits.FAILED
 _LOW = 0xFFFF_FFFF
 _WORDS = 2  # of 32 feature bits
-
-
-class QueueRegisters:
-    """What a driver says about one queue before it enables it. Addresses are guest-physical bytes."""
-
-    __slots__ = ("desc", "device", "driver", "enabled", "largest", "size")
-
-    NAMES = ("size", "desc", "driver", "device", "enabled")
-
-    def __init__(self, largest: int) -> None:
-        self.largest = largest
-        self.reset()
-
-    def reset(self) -> None:
-        """Power-on values."""
-        self.size = self.largest
-        self.desc = self.driver = self.device = 0
-        self.enabled = False
 
 
 class VirtioCore:
@@ -171,7 +155,8 @@ class VirtioCore:
         if session is None:
             return None
         session.end()
-        self.device.stop()
+        if session.handed_over:
+            self.device.stop()
         self._drop_calls()
         return lambda: self._finish(session)
 
@@ -237,7 +222,8 @@ class VirtioCore:
         active = session.queues[index]
         ring, active.ring = active.ring, None
         active.forget_chains()
-        self.device.on_queue_stop(active)
+        if session.handed_over:
+            self.device.on_queue_stop(active)
 
         def finish() -> None:
             session.drain()
@@ -254,7 +240,8 @@ class VirtioCore:
             return
         os.eventfd_write(session.queues[index].kick_fd, 1)
 
-    def _activate(self) -> None:
+    def _activate(self, positions: Sequence[dict[str, int]] = ()) -> None:
+        """Begin a session. ``positions``: where each queue stands, which begins anew otherwise."""
         session = Session(
             self._services,
             self.lock,
@@ -272,7 +259,10 @@ class VirtioCore:
         for queue in session.queues:
             if self.registers[queue.index].enabled:
                 session.guard(self._make_ring, queue)
+                if positions and queue.ring is not None:
+                    queue.ring.load_state(positions[queue.index])
         if session.alive:
+            session.handed_over = True
             session.guard(self.device.activate, session)
         if session.alive:
             for queue in session.queues:
@@ -368,14 +358,69 @@ class VirtioCore:
         "queue_select",
         "generation",
     )
+    #: The names in ``state()``.
+    STATE = (*_STATE, "queues", "rings", "device")
 
     def state(self) -> State:
-        """Everything the driver set, as plain data. Call with the lock held and no chain in flight."""
+        """Everything the driver set, as plain data. Call with the lock held and no chain in flight.
+
+        What a kernel half works has to be stopped before: only then is it known how far it came. Of a device
+        that needs a reset there are no rings, since a reset is all that can come.
+        """
         state: State = {name: getattr(self, name) for name in self._STATE}
-        state["queues"] = [
-            {name: int(getattr(queue, name)) for name in QueueRegisters.NAMES} for queue in self.registers
-        ]
-        rings = self._session.queues if self._session is not None else ()
-        state["rings"] = [queue.ring.state() if queue.ring is not None else {} for queue in rings]
+        state["queues"] = [queue.state() for queue in self.registers]
+        session = self._session
+        rings = [queue.ring for queue in session.queues] if session is not None and session.alive else []
+        state["rings"] = [ring.state() if ring is not None else {} for ring in rings]
         state["device"] = self.device.state()
         return state
+
+    def load_state(self, state: State) -> None:
+        """Go on from where ``state()`` was taken, with the same guest memory. Call with the lock held.
+
+        A session that there is ends as by ``reset``. Every queue is looked at: notifications are no state.
+        Raises ConfigError, and leaves the device reset, when the state is another device's or damaged.
+        """
+        self.reset()
+        if set(state) != set(self.STATE):
+            raise ConfigError(f"The saved state of {self.device.NAME} is from another version.")
+        numbers, queues, rings, device = self._checked(state)
+        self.device.load_state(device)
+        for name, value in numbers.items():
+            setattr(self, name, value)
+        for registers, saved in zip(self.registers, queues, strict=True):
+            registers.load_state(saved)
+        if self.status & bits.DRIVER_OK and not self.status & bits.NEEDS_RESET:
+            self._resume(rings)
+
+    def _checked(
+        self, state: State
+    ) -> tuple[dict[str, int], list[dict[str, int]], list[dict[str, int]], State]:
+        """Numbers, queues, rings and the device's own, in their form. Raises ConfigError."""
+        numbers = numbers_of({name: state[name] for name in self._STATE}, self._STATE)
+        queues, rings = tables_of(state["queues"]), tables_of(state["rings"])
+        device, count = state["device"], len(self.registers)
+        if (
+            numbers is None
+            or [numbers_of(queue, QueueRegisters.NAMES) for queue in queues] != queues
+            or len(queues) != count
+            or len(rings) not in (0, count)
+            or not isinstance(device, dict)
+        ):
+            raise self._damaged()
+        return numbers, queues, rings, device
+
+    def _damaged(self) -> ConfigError:
+        return ConfigError(f"The saved state of {self.device.NAME} is damaged.")
+
+    def _resume(self, rings: list[dict[str, int]]) -> None:
+        try:
+            self._activate(rings)
+        except (KeyError, IndexError):
+            self.reset()
+            raise self._damaged() from None
+        session = self._session
+        assert session is not None
+        for queue in session.queues:
+            if session.alive and queue.ring is not None and not queue.offloaded:
+                session.kick(queue)

@@ -181,6 +181,12 @@ class VirtioPci(PackedRegisters):
         """Registers, what the driver set up, and the device."""
         return {**super().state(), **self.core.state()}
 
+    def load_state(self, state: State) -> None:
+        """Take over what ``state`` returned, and go on: see VirtioCore. Raises ConfigError."""
+        core = {name: value for name, value in state.items() if name in self.core.STATE}
+        super().load_state({name: value for name, value in state.items() if name not in core})
+        self.core.load_state(core)
+
     # Interrupts
 
     def queue_interrupt(self, index: int) -> None:

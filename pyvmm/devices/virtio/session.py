@@ -162,6 +162,8 @@ class Session:
         self.memory = memory
         self.features = features
         self.alive = True
+        #: The device was activated with it, and has to hear of its end.
+        self.handed_over = False
         self.queues: tuple[ActiveQueue, ...] = ()
         self.on_kick: Callable[[ActiveQueue], None] = _ignore_kick
 

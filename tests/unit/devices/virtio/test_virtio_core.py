@@ -252,6 +252,20 @@ def test_offloaded_queue_interrupts_through_an_eventfd_of_ours(rig):
             os.fstat(call_fd)
 
 
+def test_device_that_was_never_activated_is_neither_stopped_nor_told_of_its_queues(rig):
+    heard = []
+    rig.device.on_queue_stop = heard.append
+    rig.drivers[0].setup.desc = 0x10  # nobody's memory
+    rig.start()
+    assert "not in one bank" in rig.broken
+    assert rig.device.session is None
+    with rig.core.lock:
+        rig.core.queue_select = 1
+        rig.core.disable_queue()()
+    rig.reset()
+    assert (rig.device.stopped, heard) == (0, [])
+
+
 def test_device_is_closed_once_with_the_machine(rig):
     rig.core.close()
     assert rig.device.closed == 1

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a driver says about each queue before it enables it, and what of that is saved."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class QueueRegisters:
+    """What a driver says about one queue before it enables it. Addresses are guest-physical bytes."""
+
+    __slots__ = ("desc", "device", "driver", "enabled", "largest", "size")
+
+    NAMES = ("size", "desc", "driver", "device", "enabled")
+
+    def __init__(self, largest: int) -> None:
+        self.largest = largest
+        self.reset()
+
+    def reset(self) -> None:
+        """Power-on values."""
+        self.size = self.largest
+        self.desc = self.driver = self.device = 0
+        self.enabled = False
+
+    def state(self) -> dict[str, int]:
+        """What the driver set."""
+        return {name: int(getattr(self, name)) for name in self.NAMES}
+
+    def load_state(self, state: dict[str, int]) -> None:
+        """Take over what ``state`` returned."""
+        self.size = state["size"]
+        self.desc, self.driver, self.device = state["desc"], state["driver"], state["device"]
+        self.enabled = bool(state["enabled"])
+
+
+# What a saved state is made of, checked before it is used.
+
+
+def numbers_of(value: object, names: Sequence[str]) -> dict[str, int] | None:
+    """``value``, if it has a number under each of these names and nothing else."""
+    if not isinstance(value, dict) or set(value) != set(names):
+        return None
+    return value if all(type(number) is int for number in value.values()) else None
+
+
+def tables_of(value: object) -> list[dict[str, int]]:
+    """``value``, if it is a list of numbers under names; else none."""
+    if not isinstance(value, list):
+        return []
+    well_formed = all(isinstance(item, dict) and numbers_of(item, [*item]) == item for item in value)
+    return value if well_formed else []

@@ -31,6 +31,7 @@ _GROUPS = {
     ),
     "dtc": ("device-tree-compiler",),
     "qemu-user": ("qemu-user",),
+    "e2fsprogs": ("e2fsprogs", "libarchive13t64"),  # the library, which reads tar, is only recommended
 }
 _STATIC = ("qemu-user",)  # groups whose programs bring no loader, since they need none
 _PROGRAMS = {
@@ -43,6 +44,8 @@ _PROGRAMS = {
     "fdtdump": "dtc",
     "fdtget": "dtc",
     "qemu-riscv64": "qemu-user",
+    "mke2fs": "e2fsprogs",
+    "e2fsck": "e2fsprogs",
 }
 
 
@@ -54,13 +57,14 @@ def command(program: str, progress: Progress = quiet) -> list[str]:
     if program not in _PROGRAMS:
         raise ConfigError(f"{program} is not one of the lab's tools: {', '.join(sorted(_PROGRAMS))}.")
     root = group(_PROGRAMS[program], progress)
+    path = root / ("usr/sbin" if _PROGRAMS[program] == "e2fsprogs" else "usr/bin") / program
     if _PROGRAMS[program] in _STATIC:
-        return [str(root / "usr/bin" / program)]
+        return [str(path)]
     return [
         str(root / "lib64/ld-linux-x86-64.so.2"),
         "--library-path",
         str(root / _LIBRARIES),
-        str(root / "usr/bin" / program),
+        str(path),
     ]
 
 

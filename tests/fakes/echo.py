@@ -53,6 +53,7 @@ class Echo(VirtioDevice):
 
     def stop(self) -> None:
         self.stopped += 1
+        self.session = None
         self.held = []
 
     def close(self) -> None:

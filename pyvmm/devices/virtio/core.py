@@ -158,14 +158,16 @@ class VirtioCore:
         if session.handed_over:
             self.device.stop()
         self._drop_calls()
-        return lambda: self._finish(session)
+        for queue in session.queues:
+            self._close_ring(queue)
+        return session.drain
 
     @staticmethod
-    def _finish(session: Session) -> None:
-        session.drain()
-        for queue in session.queues:
-            if queue.ring is not None:
-                queue.ring.close()
+    def _close_ring(queue: ActiveQueue) -> None:
+        """Let go of guest memory at once: a machine's reset waits for nobody, and may be its end."""
+        if queue.ring is not None:
+            queue.ring.close()
+            queue.ring = None
 
     # Queues
 
@@ -224,13 +226,9 @@ class VirtioCore:
         active.forget_chains()
         if session.handed_over:
             self.device.on_queue_stop(active)
-
-        def finish() -> None:
-            session.drain()
-            if ring is not None:
-                ring.close()
-
-        return finish
+        if ring is not None:
+            ring.close()
+        return session.drain
 
     def notify(self, index: int) -> None:
         """A doorbell that the kernel did not catch. On a vCPU's thread."""

@@ -13,11 +13,12 @@ PYVMM = [sys.executable, "-m", "pyvmm", "run", "--host=local"]
 class BootedGuest:
     """`pyvmm run` on a terminal, and the shell in its guest."""
 
-    def __init__(self, arguments):
+    def __init__(self, arguments, command=None):
+        command = command or PYVMM
         self._commands = 0
         self._child = pexpect.spawn(
-            PYVMM[0],
-            [*PYVMM[1:], *arguments],
+            command[0],
+            [*command[1:], *arguments],
             timeout=PATIENCE,
             encoding="utf-8",
             codec_errors="replace",
@@ -52,6 +53,10 @@ class BootedGuest:
         assert match[1] == "0", f"{command!r} failed: {output}"
         # Typed ahead of the prompt it is echoed twice: by the terminal, and by the shell.
         return output.rpartition(f"DONE''{self._commands}:$?\r\n")[2]
+
+    def resize(self, rows, columns):
+        """Change the size of the terminal that pyvmm runs on."""
+        self._child.setwinsize(rows, columns)
 
     def end(self):
         """Wait for the end of pyvmm: its exit code and the reason it gave."""

@@ -59,6 +59,7 @@ def boot(real_kvm):
     """Boots a guest: Debian's kernel of a series with a busybox shell, or firmware.
 
     ``full``: with modules for devices, and programs for file systems. ``programs``: with those of programs/.
+    ``command``: what to run instead of `pyvmm run`.
     """
     from pyvmm.lab import guests
 
@@ -75,6 +76,7 @@ def boot(real_kvm):
         shell=True,
         full=False,
         programs=False,
+        command=None,
     ):
         mem = mem or ("512M" if full else "256M")
         files = guest_programs() if programs else None
@@ -85,7 +87,7 @@ def boot(real_kvm):
                 str(guests.initrd(kernel, full=full, programs=files)),
                 f"--params={params}",
             ]
-        guest = BootedGuest([*program, f"--cpus={cpus}", f"--mem={mem}", *options])
+        guest = BootedGuest([*program, f"--cpus={cpus}", f"--mem={mem}", *options], command)
         booted.append(guest)
         if shell:
             guest.wait_for_shell()

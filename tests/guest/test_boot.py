@@ -10,27 +10,30 @@ CONTROLLERS = {"aia": "APLIC-MSI", "aplic": "APLIC-DIRECT", "plic": "SiFive PLIC
 
 
 @pytest.mark.parametrize(
-    ("kernel", "cpus", "mem"),
+    ("kernel", "cpus", "mem", "console"),
     [
-        ("6.12", 1, "128M"),
-        ("6.12", 2, "512M"),
-        ("6.12", 4, "2G"),
-        ("7", 1, "2G"),
-        ("7", 2, "128M"),
-        ("7", 4, "1G"),
+        ("6.12", 1, "128M", "virtio"),
+        ("6.12", 2, "512M", "serial"),
+        ("6.12", 4, "2G", "virtio"),
+        ("7", 1, "2G", "serial"),
+        ("7", 2, "128M", "virtio"),
+        ("7", 4, "1G", "serial"),
     ],
 )
-def test_kernel_reaches_user_space_with_all_harts_and_the_right_controller(boot, has_aia, kernel, cpus, mem):
-    guest = boot(kernel=kernel, cpus=cpus, mem=mem)
+def test_kernel_reaches_user_space_with_all_harts_and_the_right_controller(
+    boot, has_aia, kernel, cpus, mem, console
+):
+    guest = boot(kernel=kernel, cpus=cpus, mem=mem, options=[f"--console={console}"])
     assert guest.run("nproc").strip() == str(cpus)
     # Each hart's user space reads the time without a trap (the vDSO uses rdtime).
     for hart in range(cpus):
         assert int(guest.run(f"taskset {1 << hart:x} date +%s")) > 1_700_000_000
     interrupts = guest.run("cat /proc/interrupts")
-    wanted = CONTROLLERS["aia" if has_aia else "plic"]
-    (uart,) = [line for line in interrupts.splitlines() if "ttyS0" in line]
-    assert wanted in uart
-    assert sum(int(word) for word in uart.split()[1 : 1 + cpus]) > 0
+    (rtc,) = [line for line in interrupts.splitlines() if "rtc" in line]
+    assert CONTROLLERS["aia" if has_aia else "plic"] in rtc
+    wired = "ttyS0" if console == "serial" else "virtio0-output" if has_aia else "virtio0"
+    (used,) = [line for line in interrupts.splitlines() if wired in line]
+    assert sum(int(word) for word in used.split()[1 : 1 + cpus]) > 0
     assert int(guest.run("awk '/MemTotal/ {print $2}' /proc/meminfo")) > 0
     guest.sendline("poweroff -f")
     assert guest.end() == (0, "the guest powered off")
@@ -38,7 +41,7 @@ def test_kernel_reaches_user_space_with_all_harts_and_the_right_controller(boot,
 
 @pytest.mark.parametrize("chip", ["aplic", "plic"])
 def test_user_space_controllers_serve_several_harts(boot, chip):
-    guest = boot(cpus=2, options=[f"--irqchip={chip}"])
+    guest = boot(cpus=2, options=[f"--irqchip={chip}", "--console=serial"])
     assert CONTROLLERS[chip] in guest.run("grep ttyS0 /proc/interrupts")
     number = guest.run("grep ttyS0 /proc/interrupts").split(":")[0].strip()
     guest.run(f"echo 2 > /proc/irq/{number}/smp_affinity")
@@ -53,14 +56,21 @@ def test_user_space_controllers_serve_several_harts(boot, chip):
 def test_emulated_imsic_works_too(boot, has_aia):
     if not has_aia:
         pytest.skip("this host has no AIA")
-    guest = boot(options=["--irqchip=aia", "--aia-mode=emul"])
+    guest = boot(options=["--irqchip=aia", "--aia-mode=emul", "--console=serial"])
     assert "APLIC-MSI" in guest.run("grep ttyS0 /proc/interrupts")
     guest.sendline("poweroff -f")
     assert guest.end()[0] == 0
 
 
 def test_serial_console_carries_files_both_ways_intact(boot):
-    guest = boot()
+    check_files_go_both_ways(boot(options=["--console=serial"]))
+
+
+def test_virtio_console_carries_files_both_ways_intact(boot):
+    check_files_go_both_ways(boot())
+
+
+def check_files_go_both_ways(guest):
     data = bytes(range(33, 127)) * 175  # 16 KiB of printable text
     lines = [data[at : at + 64].decode() for at in range(0, len(data), 64)]
     guest.sendline("stty -echo; echo RE''ADY; cat > /tmp/typed; stty echo")
@@ -129,8 +139,9 @@ def test_panic_that_reboots_is_recognised(boot):
     assert message.startswith("the guest panicked and rebooted: Kernel panic - not syncing")
 
 
-def test_break_and_a_key_reach_sysrq(boot):
-    guest = boot(params="sysrq_always_enabled")
+@pytest.mark.parametrize("console", ["virtio", "serial"])
+def test_break_and_a_key_reach_sysrq(boot, console):
+    guest = boot(params="sysrq_always_enabled", options=[f"--console={console}"])
     guest.send("\x01bh")
     guest.expect("sysrq: HELP")
     guest.send("\x01x")

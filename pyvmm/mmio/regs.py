@@ -343,8 +343,8 @@ class RegisterDevice:
         return name, fields
 
     def state(self) -> State:
-        """Everything ``load_state`` needs, as ints, bools, bytes and lists. Call with the lock held."""
-        return {name: _copied(getattr(self, name)) for name in self._state_names()}
+        """Everything ``load_state`` needs, as JSON has it: bytes are hexadecimal. Call with the lock held."""
+        return {name: _plain(getattr(self, name)) for name in self._state_names()}
 
     def load_state(self, state: State) -> None:
         """Take over what ``state`` returned on a device of the same make. Call with the lock held.
@@ -360,7 +360,7 @@ class RegisterDevice:
             if not _same_form(state[name], getattr(self, name), masks.get(name, -1)):
                 raise ConfigError(f"The saved state of {self.NAME} is damaged: {name} has another form.")
         for name in names:
-            setattr(self, name, _copied(state[name]))
+            setattr(self, name, _live(state[name], getattr(self, name)))
         self._restored()
 
     def _restored(self) -> None:
@@ -494,8 +494,18 @@ def _bank(cls: type, when: str) -> tuple[str, int]:
     return register, getattr(cls, register).fields[field].mask
 
 
-def _copied(value: object) -> object:
-    return [_copied(item) for item in value] if isinstance(value, list) else value
+def _plain(value: object) -> object:
+    """A copy of what a device holds, for its state."""
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value.hex() if isinstance(value, bytes) else value
+
+
+def _live(value: object, like: object) -> object:
+    """The other way round, for what has the form of ``like``."""
+    if isinstance(value, list) and isinstance(like, list):
+        return [_live(new, old) for new, old in zip(value, like, strict=True)]
+    return bytes.fromhex(value) if isinstance(value, str) else value
 
 
 def _same_form(value: object, like: object, mask: int) -> bool:
@@ -504,6 +514,8 @@ def _same_form(value: object, like: object, mask: int) -> bool:
         if not isinstance(value, list) or len(value) != len(like):
             return False
         return all(_same_form(new, old, mask) for new, old in zip(value, like, strict=True))
+    if isinstance(like, bytes):
+        return isinstance(value, str) and len(value) == 2 * len(like) and not value.strip("0123456789abcdef")
     if type(value) is not type(like):
         return False
     return not isinstance(value, int) or not value & ~mask

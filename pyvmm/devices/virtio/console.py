@@ -69,7 +69,7 @@ class Console(VirtioDevice):
         "file": text("append what the guest writes to this file"),
     }
     POSITIONAL = ("name",)
-    STATE = ("_ready", "_guest_open", "_to_tell")
+    STATE = ("_ready", "_guest_open", "_to_tell", "_heard")
 
     COLS = Reg(0, 16, access="r", on_read="_read_cols", sizes=(1, 2))
     ROWS = Reg(2, 16, access="r", on_read="_read_rows", sizes=(1, 2))
@@ -121,6 +121,15 @@ class Console(VirtioDevice):
         self._ready = [False] * count
         self._guest_open = [False] * count
         self._to_tell = [0] * count
+
+    @property
+    def _heard(self) -> bool:
+        return self._console is not None and self._console.heard
+
+    @_heard.setter
+    def _heard(self, heard: bool) -> None:
+        if self._console is not None:
+            self._console.heard = heard
 
     def _restored(self) -> None:
         for port, is_open in zip(self._ports, self._guest_open, strict=True):
@@ -182,6 +191,14 @@ class Console(VirtioDevice):
             self._console.attach(session, session.queues[0], session.queues[1], lambda: None)
             if self._columns and not self._multiport:
                 self.config_changed()  # Linux looks at the size only then
+        for number, port in enumerate(self._ports):
+            if self._ready[number] and port is not None and port is not self._console:
+                self._go_on(session, number, port)
+
+    def _go_on(self, session: Session, number: int, port: Port) -> None:
+        """From a saved state: the driver knows the port, but not who is at its host end now."""
+        self._attach(number, port)
+        session.post(lambda: self._tell_soon(number, _TELL_OPEN))
 
     @property
     def _multiport(self) -> bool:

@@ -200,7 +200,7 @@ class ScreenPort(Port):
         self.open = True
         self.on_room = on_room
         self.refused = False
-        self._heard = False  # the guest has put something out since its driver came
+        self.heard = False  # the guest has put something out since its driver came
         self._screen = screen
         self._full = False
 
@@ -210,7 +210,11 @@ class ScreenPort(Port):
         """See Port."""
         super().attach(session, rx, tx, on_change)
         self._full = False
-        self._heard = False
+
+    def detach(self) -> None:
+        """See Port."""
+        super().detach()
+        self.heard = False
 
     def send(self, views: list[memoryview]) -> int:
         """See Port."""
@@ -218,8 +222,8 @@ class ScreenPort(Port):
         if self._full or session is None:
             return 0
         data = gather(views, _PIECE)
-        if not self._heard:
-            self._heard = True
+        if not self.heard:
+            self.heard = True
             self.work_input()
         if self._screen.write(data) is not None:
             self._full = True
@@ -232,7 +236,7 @@ class ScreenPort(Port):
 
     def work_input(self) -> None:
         """See Port."""
-        if self._heard and self.refused and self.on_room is not None:
+        if self.heard and self.refused and self.on_room is not None:
             self.refused = False
             self.on_room()
 
@@ -246,5 +250,5 @@ class ScreenPort(Port):
         return taken[0]
 
     def _receive(self, data: bytes, taken: list[int]) -> None:
-        taken[0] = self.deliver(data) if self._heard else 0
+        taken[0] = self.deliver(data) if self.heard else 0
         self.refused = taken[0] < len(data)

@@ -22,13 +22,16 @@ MSIX_BAR = LOW + 0x10_0000
 class _Transport:
     """What both have in common. ``write(offset, size, value)`` and ``read`` go through the bus."""
 
-    def __init__(self, device, *, packed=False, size=16, services=None) -> None:
+    def __init__(self, device, *, packed=False, size=16, services=None, memory=None) -> None:
+        """``memory`` is the caller's; without it there is one of its own."""
         self.device = device
         self.services = services or make_services()
         self.loop = self.services.loop
         self.workers = self.services.workers
-        self.memory = GuestMemory()
-        self.memory.add(RAM, 4 << 20)
+        self._owned = None if memory else GuestMemory()
+        if self._owned is not None:
+            self._owned.add(RAM, 4 << 20)
+        self.memory = memory or self._owned
         self.doorbells: list[FakeDoorbell] = []
         self._make()
         self.drivers = [
@@ -49,7 +52,8 @@ class _Transport:
         self.transport.close()
         self._close()
         self.drivers = []
-        self.memory.close()
+        if self._owned is not None:
+            self._owned.close()
 
     def _close(self) -> None:
         pass

@@ -238,7 +238,7 @@ class VirtioCore:
             return
         os.eventfd_write(session.queues[index].kick_fd, 1)
 
-    def _activate(self, positions: Sequence[dict[str, int]] = ()) -> None:
+    def _activate(self, positions: Sequence[dict[str, int]] | None = None) -> None:
         """Begin a session. ``positions``: where each queue stands, which begins anew otherwise."""
         session = Session(
             self._services,
@@ -257,7 +257,7 @@ class VirtioCore:
         for queue in session.queues:
             if self.registers[queue.index].enabled:
                 session.guard(self._make_ring, queue)
-                if positions and queue.ring is not None:
+                if positions is not None and queue.ring is not None:
                     queue.ring.load_state(positions[queue.index])
         if session.alive:
             session.handed_over = True

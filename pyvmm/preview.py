@@ -39,6 +39,8 @@ def tree(config: MachineConfig) -> devicetree.Tree:
 def check(config: MachineConfig) -> None:
     """Raise ConfigError for what would fail on any host: names, files, placement. Changes nothing."""
     blob = flatten(tree(config).root)
+    for request in config.devices:
+        request.model.check(request.settings)
     with Boot(
         layout.RAM_BASE, config.mem, kernel=config.kernel, initrd=config.initrd, firmware=config.firmware
     ) as boot:

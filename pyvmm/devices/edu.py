@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from pyvmm.devices.base import Loop, Timer, Workers
     from pyvmm.devices.pci.capability import MsiLines
-    from pyvmm.devices.settings import Setting
+    from pyvmm.devices.settings import Setting, Settings
     from pyvmm.memory import GuestMemory
 
 _IDENTITY = Identity(0x1234, 0x11E8, 0x00_FF_00, revision=0x10, subsystem_vendor=0x1AF4, subsystem=0x1100)
@@ -103,6 +103,10 @@ class Edu(RegisterDevice):
         if self._msi is not None:
             self.function.add_capability(self._msi)
         self.reset()
+
+    @classmethod
+    def check(cls, settings: Settings) -> None:
+        """It needs nothing of the host."""
 
     def reset(self) -> None:
         """Registers and buffer zero; what is under way is abandoned."""

@@ -154,21 +154,30 @@ class Blk(VirtioDevice):
         self.reset()
 
     @classmethod
+    def check(cls, settings: Settings) -> None:
+        """Open the image, and let it go. Raises ConfigError."""
+        cls._open_image(settings).close()
+
+    @classmethod
     def open(cls, settings: Settings, services: Services) -> Blk:
         """The disk the user asked for. Raises ConfigError."""
+        del services
+        image = cls._open_image(settings)
+        return cls(image, serial=settings.text("id") or "", queues=settings.number("queues") or 1)
+
+    @staticmethod
+    def _open_image(settings: Settings) -> DiskImage:
         from pyvmm.devices.virtio.openimage import open_image
 
-        del services
         if settings.flag("ro") and settings.flag("rw"):
             raise ConfigError(f"{settings.what} is either ro or rw.")
-        image = open_image(
+        return open_image(
             settings.require("file"),
             settings.what,
             read_only=settings.flag("ro"),
             direct=settings.flag("direct"),
             any_content=settings.text("format") == "raw",
         )
-        return cls(image, serial=settings.text("id") or "", queues=settings.number("queues") or 1)
 
     def reset(self) -> None:
         """Power-on values. Those of the image do not change."""

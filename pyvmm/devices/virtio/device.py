@@ -49,6 +49,13 @@ class VirtioDevice(RegisterDevice):
         self._on_config_change: Callable[[], None] = _nobody_listens
 
     @classmethod
+    def check(cls, settings: Settings) -> None:
+        """Find the user's mistakes that show without a RISC-V host, such as the name of a file.
+
+        For machines that run their guests in the lab: before one is started for nothing. Raises ConfigError.
+        """
+
+    @classmethod
     def open(cls, settings: Settings, services: Services) -> VirtioDevice:
         """Make the device the user asked for. Raises ConfigError for what the user can mend, HostError."""
         raise NotImplementedError

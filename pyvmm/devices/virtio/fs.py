@@ -60,6 +60,13 @@ class Fs(VirtioDevice):
         self.reset()
 
     @classmethod
+    def check(cls, settings: Settings) -> None:
+        """Look at the folder. Raises ConfigError."""
+        path = settings.require("dir")
+        if not os.path.isdir(path):
+            raise ConfigError(f"{settings.what}: {path} is not a folder; give the folder to share.")
+
+    @classmethod
     def open(cls, settings: Settings, services: Services) -> Fs:
         """Starts virtiofsd. Raises ConfigError: no such folder, no virtiofsd, a tag that is too long."""
         from pyvmm.devices.virtio.virtiofsd import start_virtiofsd
@@ -70,10 +77,8 @@ class Fs(VirtioDevice):
             raise ConfigError(
                 f"{settings.what}: the tag is {len(tag)} bytes long; give one of at most {MAX_TAG}."
             )
-        path = settings.require("dir")
-        if not os.path.isdir(path):
-            raise ConfigError(f"{settings.what}: {path} is not a folder; give the folder to share.")
-        return cls(tag, start_virtiofsd(settings.what, path, writable=settings.flag("rw")))
+        cls.check(settings)
+        return cls(tag, start_virtiofsd(settings.what, settings.require("dir"), writable=settings.flag("rw")))
 
     def reset(self) -> None:
         """The tag is there from the start."""

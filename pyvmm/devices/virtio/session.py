@@ -116,7 +116,9 @@ class ActiveQueue:
 
     def complete_together(self, completions: Sequence[tuple[Chain, int]]) -> None:
         """Like ``complete`` for several chains, which the driver sees all at once."""
-        mine = [(chain, min(written, _MOST_WRITTEN)) for chain, written in completions if chain in self._chains]
+        mine = [
+            (chain, min(written, _MOST_WRITTEN)) for chain, written in completions if chain in self._chains
+        ]
         if mine and self.ring is not None:
             self._chains.difference_update(chain for chain, _ in mine)
             self.ring.complete_all(mine)

@@ -476,7 +476,9 @@ def test_reader_that_goes_away_is_noticed_without_any_output(run):
 def test_output_to_a_file_needs_no_watching(image, tmp_path):
     with (tmp_path / "output").open("wb") as file:
         kernel = FakeKernel(prints(b"filed\n"))
-        with Machine(MachineConfig(kernel=image, console="serial"), output_fd=file.fileno(), kernel=kernel) as machine:
+        with Machine(
+            MachineConfig(kernel=image, console="serial"), output_fd=file.fileno(), kernel=kernel
+        ) as machine:
             machine.start()
             assert machine.wait().reason == outcome.POWEROFF
     assert (tmp_path / "output").read_bytes() == b"filed\n"
@@ -488,7 +490,9 @@ def test_one_descriptor_can_be_input_and_output(image):
     with ours, guests:
         fd = guests.fileno()
         kernel = FakeKernel([*prints(b"?"), echo])
-        with Machine(MachineConfig(kernel=image, console="serial"), input_fd=fd, output_fd=fd, kernel=kernel) as machine:
+        with Machine(
+            MachineConfig(kernel=image, console="serial"), input_fd=fd, output_fd=fd, kernel=kernel
+        ) as machine:
             machine.start()
             assert ours.recv(1) == b"?"
             ours.send(b"kq")
@@ -499,7 +503,9 @@ def test_one_descriptor_can_be_input_and_output(image):
 def test_output_that_cannot_be_written_ends_the_run_as_the_hosts_failure(image):
     with open("/dev/full", "wb") as full:
         kernel = FakeKernel([*prints(b"x"), idle])
-        with Machine(MachineConfig(kernel=image, console="serial"), output_fd=full.fileno(), kernel=kernel) as machine:
+        with Machine(
+            MachineConfig(kernel=image, console="serial"), output_fd=full.fileno(), kernel=kernel
+        ) as machine:
             machine.start()
             end = machine.wait()
     assert (end.reason, end.exit_code) == (outcome.FAILED, 125)

@@ -77,15 +77,15 @@ RUN = ["run", "--host=lab"]
         (["good", "--cpu-type", "big"], "--cpu-type takes max, or min,EXT,..., not 'big'."),
         (["good", "--kernal", "x"], "pyvmm run has no option --kernal. Did you mean --kernel?"),
         (["good", "-d", "disk.img,read-only"], "--disk disk.img,read-only has no setting 'read-only'."),
-        (["good", "-d", "disk.img,id=a", "-d", "b.img,id=a"], "--disk disk.img,id=a and --disk b.img,id=a have the same"),
+        (["good", "-d", "a,id=x", "-d", "b,id=x"], "--disk a,id=x and --disk b,id=x have the same id 'x'"),
         (["good", "-d", "directory"], "--disk directory: directory is a directory"),
         (["good", "-d", "cow.img"], "--disk cow.img: cow.img is a qcow2 image"),
         (["good", "-d", "good,ro,rw"], "--disk good,ro,rw is either ro or rw."),
         (["good", "--9p", "good"], "--9p good: good is"),
-        (["good", "--9p", "directory,a", "--share", "directory,a"], "--9p directory,a and --share directory,a have"),
+        (["good", "--9p", "directory,a", "--share", ".,a"], "--9p directory,a and --share .,a have the same tag"),
         (["good", "--share", "missing"], "--share missing: missing is not a folder"),
         (["good", "--network", "bridge"], "--network bridge: mode takes one of"),
-        (["good", "--network", "user,mac=01:00:00:00:00:00"], "--network user,mac=01:00:00:00:00:00: mac takes"),
+        (["good", "-n", "user,mac=01:00:00:00:00:00"], "--network user,mac=01:00:00:00:00:00: mac takes"),
         (["good", "--device", "sound"], "There is no device 'sound'."),
         (["good", "--device", "rnd"], "There is no device 'rnd'. Did you mean rng?"),
         (["good", "--vsock", "2"], "--vsock 2: cid takes a whole number"),
@@ -110,10 +110,13 @@ def test_mistake_is_one_sentence_with_code_125(folder, capfd, words, sentence):
     [
         ("missing.img", "missing.img does not exist; an empty disk is made with: truncate -s 8G missing.img"),
         ("empty", "empty is empty; give it a size with: truncate -s 8G empty"),
-        ("odd.img", "odd.img is 1000 bytes long, not whole sectors of 512; fill the last one up with: truncate "
-                    "-s %512 odd.img"),
+        (
+            "odd.img",
+            "odd.img is 1000 bytes long, not whole sectors of 512; "
+            + "fill the last one up with: truncate -s %512 odd.img",
+        ),
     ],
-)  # fmt: skip
+)
 def test_disk_that_is_no_image_says_how_to_make_one(folder, capfd, disk, sentence):
     assert outcome(capfd, *RUN, "good", "-d", disk) == (125, f"pyvmm: --disk {disk}: {sentence}\n")
 

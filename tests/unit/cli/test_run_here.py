@@ -293,7 +293,14 @@ def test_terminal_is_restored_after_a_signal(tty):
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&-", "<&- >&- 2>&-"])
 def test_standard_descriptors_may_be_closed(command, image, tmp_path, closed):
     """Else the log, or the kernel, would become the descriptor that output or messages go to."""
-    words = ["run", "--host=local", "--mem=16M", "--console=serial", f"--kernel={image}", f"--log={tmp_path / 'log'}"]
+    words = [
+        "run",
+        "--host=local",
+        "--mem=16M",
+        "--console=serial",
+        f"--kernel={image}",
+        f"--log={tmp_path / 'log'}",
+    ]
     python = [sys.executable, "-m", "fakes.command", "hello", *words]
     code, out, _ = command("sh", "-c", f'exec "$@" {closed}', "sh", *python).end()
     assert code == 0

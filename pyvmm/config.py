@@ -155,7 +155,8 @@ class MachineConfig:
         self.disable_sbi = disable_sbi or []
         self.irqchip = _one_of("--irqchip", irqchip, IRQCHIPS)
         self.aia_mode = _one_of("--aia-mode", aia_mode, AIA_MODES)
-        self.console = _console(_one_of("--console", console, CONSOLES), firmware)
+        self.virtio_transport = _one_of("--virtio-transport", virtio_transport, TRANSPORTS)
+        self.console = _console(_one_of("--console", console, CONSOLES), firmware, self.virtio_transport)
         nouns = {
             "disks": disks,
             "nets": nets,
@@ -169,7 +170,6 @@ class MachineConfig:
         self.devices = requests({noun: bodies for noun, bodies in nouns.items() if bodies}, devices or ())
         if self.shared_memory and self.mem_backend == "anon":
             self.mem_backend = "memfd"
-        self.virtio_transport = _one_of("--virtio-transport", virtio_transport, TRANSPORTS)
         self.log = log
         self.timeout = None if timeout is None else parse_duration(timeout, "--timeout")
         self.on_reboot = _one_of("--on-reboot", on_reboot, ON_REBOOT)
@@ -218,11 +218,14 @@ class MachineConfig:
         return self.initrd is None and not has_root and any(one.kind == "blk" for one in self.devices)
 
 
-def _console(wanted: str, firmware: str | None) -> str:
-    """Firmware knows the serial port; for Linux virtio is faster by far."""
+def _console(wanted: str, firmware: str | None, transport: str) -> str:
+    """Firmware knows the serial port; for Linux virtio is faster by far.
+
+    But distributions' kernels have virtio-mmio as a module, which comes too late for a console.
+    """
     if wanted != "auto":
         return wanted
-    return "virtio" if firmware is None else "serial"
+    return "virtio" if firmware is None and transport == "pci" else "serial"
 
 
 def _memory_size(text: str | int) -> int:

@@ -86,6 +86,11 @@ def test_firmware_gets_the_serial_console_by_itself():
     assert MachineConfig(firmware="u-boot.bin").console == "serial"
 
 
+def test_console_is_serial_where_kernels_have_virtio_as_a_module():
+    assert MachineConfig(kernel="Image", virtio_transport="mmio").console == "serial"
+    assert MachineConfig(kernel="Image", virtio_transport="mmio", console="virtio").console == "virtio"
+
+
 def test_guest_with_a_disk_and_no_initrd_boots_from_the_disk():
     assert "root=/dev/vda rw" in MachineConfig(disks=["disk.img"]).command_line()
 

@@ -74,14 +74,20 @@ def frame(name, *values, tag=1):
     return HEADER.pack(HEADER.size + len(body), kind, tag) + body
 
 
-def serve(server):
-    """A ``call`` that hands frames to a Server in two pieces, and takes answers from two."""
+def serve(server, *, patient=True):
+    """A ``call`` that hands frames to a Server in two pieces, and takes answers from two.
+
+    Unless ``patient`` it asks first for what can be answered at once.
+    """
 
     def call(request, room):
         cut = len(request) // 2
         answer = bytearray(room)
         views = [memoryview(answer)[: room // 3], memoryview(answer)[room // 3 :]]
-        written = server.handle([memoryview(request)[:cut], memoryview(request)[cut:]], views)
+        pieces = [memoryview(request)[:cut], memoryview(request)[cut:]]
+        written = -1 if patient else server.handle(pieces, views, patient=False)
+        if written < 0:
+            written = server.handle(pieces, views)
         return bytes(answer[:written])
 
     return call

@@ -32,7 +32,7 @@ class Folders(RuleBasedStateMachine):
         os.mkdir(self.twin)
         os.mkdir(self.base / "share")
         self.server = Server(open_root(str(self.base / "share"), "--9p"), writable=True, limit=100)
-        self.client = P9Client(serve(self.server))
+        self.client = P9Client(serve(self.server, patient=False))
         self.root = self.client.start(uid=os.geteuid())
 
     def teardown(self):

@@ -25,6 +25,11 @@ _TIMES = _ATIME | _MTIME
 
 _KEEP = -1  # chown(2): leave as it is
 
+# File systems (linux/magic.h) that know an open file's attributes without waiting for anybody.
+_LOCAL = frozenset(
+    (0xEF53, 0x5846_5342, 0x9123_683E, 0x0102_1994, 0xF2F5_2010, 0x794C_7630)
+)  # ext4, xfs, btrfs, tmpfs, f2fs, overlay
+
 
 class Devices:
     """The file systems mounted in the folder, numbered as they are met: a qid's path is unique over all.
@@ -36,14 +41,19 @@ class Devices:
     def __init__(self, root: int) -> None:
         self._numbers: dict[int, int] = {}
         self._lock = threading.Lock()
+        #: All that were met so far are local.
+        self.local = True
         self.number(os.stat(root).st_dev, root)
 
     def number(self, device: int, fd: int) -> int:
         """The number of the file system that ``fd`` is on. Raises OSError (EACCES) when out of bounds."""
         known = self._numbers.get(device)
         if known is None:
-            if fstatfs(fd)[0] == PROC_SUPER_MAGIC:
+            kind = fstatfs(fd)[0]
+            if kind == PROC_SUPER_MAGIC:
                 raise refusal(errno.EACCES)
+            if kind not in _LOCAL:
+                self.local = False
             with self._lock:
                 known = self._numbers.setdefault(device, len(self._numbers))
         return known

@@ -16,7 +16,7 @@ import errno
 import os
 import stat
 
-from pyvmm.devices.p9.hostcalls import openat2
+from pyvmm.devices.p9.hostcalls import RESOLVE_CACHED, openat2
 from pyvmm.errors import ConfigError
 
 # linux/openat2.h
@@ -64,9 +64,13 @@ def open_root(path: str, what: str) -> int:
     return root
 
 
-def step(directory: int, name: bytes) -> int:
-    """An O_PATH descriptor of the entry ``name``, be it a symbolic link."""
-    return openat2(directory, check_name(name), os.O_PATH | os.O_NOFOLLOW, 0, _RESOLVE)
+def step(directory: int, name: bytes, *, patient: bool = True) -> int:
+    """An O_PATH descriptor of the entry ``name``, be it a symbolic link.
+
+    Unless ``patient``, only when the kernel knows it without asking the file system: EAGAIN or EINVAL else.
+    """
+    resolve = _RESOLVE if patient else _RESOLVE | RESOLVE_CACHED
+    return openat2(directory, check_name(name), os.O_PATH | os.O_NOFOLLOW, 0, resolve)
 
 
 def create(directory: int, name: bytes, flags: int, mode: int) -> int:

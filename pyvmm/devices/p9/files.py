@@ -45,9 +45,11 @@ def statfs(server: Server, _request: Request, number: int) -> bytes:
     )  # fmt: skip
 
 
-def lopen(server: Server, _request: Request, number: int, flags: int) -> bytes:
+def lopen(server: Server, request: Request, number: int, flags: int) -> bytes:
     """Open a file for input and output."""
     access = flags & _ACCESS
+    if not request.patient and flags & (_ACCESS | _TRUNC):
+        raise refusal(errno.EAGAIN)
     if not server.writable and (access != os.O_RDONLY or flags & _TRUNC):
         raise refusal(errno.EROFS)
     with server.fids.use(number) as fid:
@@ -102,12 +104,20 @@ def read(server: Server, request: Request, number: int, offset: int, count: int)
     """Data of a file, straight into the guest's buffer; or an extended attribute's value."""
     with server.fids.use(number) as fid:
         room = split(request.room, min(count, request.limit))[0][:_MAX_IOV]
-        if isinstance(fid.xattr, ListedXattr):
+        if isinstance(fid.xattr, ListedXattr) and request.patient:
             request.filled = scatter(room, fid.xattr.read(fid.fd)[offset:])
         else:
-            fd = fid.opened()
-            request.filled = os.preadv(fd, room, offset) if room else 0
+            request.filled = _read(fid.opened(), room, offset, request.patient) if room else 0
     return COUNT.pack(request.filled)
+
+
+def _read(fd: int, room: list[memoryview], offset: int, patient: bool) -> int:
+    if patient:
+        return os.preadv(fd, room, offset)
+    count = os.preadv(fd, room, offset, os.RWF_NOWAIT)
+    if count < total(room) and offset + count < os.stat(fd).st_size:  # the rest is not in memory
+        raise refusal(errno.EAGAIN)
+    return count
 
 
 def write(server: Server, request: Request, number: int, offset: int, count: int) -> bytes:

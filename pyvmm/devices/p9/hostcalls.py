@@ -22,6 +22,8 @@ _STATFS = struct.Struct("=qqQQQQQQq")  # struct statfs: type, bsize, blocks ... 
 _TIMES = struct.Struct("=qqqq")  # struct timespec[2]
 _RETRIES = 16
 
+RESOLVE_CACHED = 0x20  # linux/openat2.h: EAGAIN rather than asking the disk. Since Linux 5.12
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 _syscall_openat2 = _libc["syscall"]
@@ -41,13 +43,14 @@ _utimensat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_
 
 def openat2(directory: int, path: bytes, flags: int, mode: int, resolve: int) -> int:
     """A new descriptor. ``mode`` must be 0 unless a file may be created."""
+    # EAGAIN without RESOLVE_CACHED: a rename came between.
     how = _OPEN_HOW.pack(flags | os.O_CLOEXEC, mode, resolve)
     for _ in range(_RETRIES):
         fd = int(_syscall_openat2(_OPENAT2, directory, path, how, len(how)))
         if fd >= 0:
             return fd
         code = ctypes.get_errno()
-        if code not in (errno.EINTR, errno.EAGAIN):  # EAGAIN: a rename came between
+        if code != errno.EINTR and (code != errno.EAGAIN or resolve & RESOLVE_CACHED):
             break
     raise _error(code)
 

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 MIN_MSIZE, MAX_MSIZE = 4096, 1 << 20
+LATER = -1
+
+#: What can often be done without waiting, on a local file system.
+_AT_ONCE = frozenset((protocol.TGETATTR, protocol.TWALK, protocol.TCLUNK, protocol.TLOPEN, protocol.TREAD))
 
 #: The longest frame but for Twrite: sixteen names of a walk, with room to spare.
 _MAX_FRAME = 32768
@@ -39,15 +43,17 @@ class Request:
     """What a handler may need of a request besides its fields.
 
     ``payload`` is what follows the fields of Twrite; ``room`` is where the data of Rread goes, of which a
-    handler may fill ``limit`` bytes and says in ``filled`` how many it did.
+    handler may fill ``limit`` bytes and says in ``filled`` how many it did. Unless ``patient``, it must not
+    wait for a disk: it raises an error instead, and has changed nothing.
     """
 
-    __slots__ = ("filled", "limit", "payload", "room")
+    __slots__ = ("filled", "limit", "patient", "payload", "room")
 
-    def __init__(self, payload: list[memoryview], room: list[memoryview], limit: int) -> None:
-        self.payload = payload
-        self.room = room
-        self.limit = limit
+    def __init__(self, patient: bool) -> None:
+        self.patient = patient
+        self.payload: list[memoryview] = []
+        self.room: list[memoryview] = []
+        self.limit = 0
         self.filled = 0
 
 
@@ -69,10 +75,11 @@ class Server:
         self.fids.close()
         self.locks.close()
 
-    def handle(self, readable: list[memoryview], writable: list[memoryview]) -> int:
+    def handle(self, readable: list[memoryview], writable: list[memoryview], *, patient: bool = True) -> int:
         """Serve the request in ``readable``, answer into ``writable``; how many bytes the answer has.
 
-        0 when there is none: the request is no frame, or the answer does not fit. Never raises.
+        0 when there is none: the request is no frame, or the answer does not fit. Never raises. Unless
+        ``patient`` it does not wait, and returns LATER when it would have to: call it again, patiently.
         """
         head = gather(readable, HEADER.size)
         capacity = total(writable)
@@ -80,10 +87,14 @@ class Server:
             self.odd += 1
             return 0
         size, kind, tag = HEADER.unpack(head)
-        request = Request([], [], 0)
+        request = Request(patient)
+        if not patient and (kind not in _AT_ONCE or not self.devices.local):
+            return LATER
         try:
             body = self._serve(request, kind, size, readable, writable, capacity)
         except OSError as error:
+            if not patient and error.errno != errno.ENOENT:  # the other way may know better
+                return LATER
             kind, body = RLERROR - 1, COUNT.pack(error.errno or errno.EIO)
         except (OverflowError, ValueError):  # a number the host's interface cannot take
             kind, body = RLERROR - 1, COUNT.pack(errno.EINVAL)
@@ -146,7 +157,7 @@ def attach(
     """The fid of the folder, or of one beneath it."""
     if auth != protocol.NOFID:
         raise refusal(errno.EINVAL)
-    fd, qids = _descend(server, server.root, [name for name in path.split(b"/") if name])
+    fd, qids = _descend(server, server.root, [name for name in path.split(b"/") if name], True)
     if fd < 0:
         raise refusal(errno.ENOENT)
     qid = qids[-1] if qids else server.devices.qid_of(server.root)
@@ -154,7 +165,7 @@ def attach(
     return qid
 
 
-def walk(server: Server, _request: Request, number: int, new: int, path: list[bytes]) -> bytes:
+def walk(server: Server, request: Request, number: int, new: int, path: list[bytes]) -> bytes:
     """``new`` is what is found from ``number`` by names; no name makes a second fid of the same file.
 
     As many qids as there were names found; ``new`` exists only when all were.
@@ -162,37 +173,46 @@ def walk(server: Server, _request: Request, number: int, new: int, path: list[by
     with server.fids.use(number) as start:
         if start.xattr is not None:
             raise refusal(errno.EBADF)
-        fd, qids = _descend(server, start.fd, path)
+        fd, qids = _descend(server, start.fd, path, request.patient)
         if fd >= 0:
             server.fids.install(new, Fid(fd, start.uid), instead_of=start if new == number else None)
     return len(qids).to_bytes(2, "little") + b"".join(qids)
 
 
-def _descend(server: Server, start: int, path: list[bytes]) -> tuple[int, list[bytes]]:
+def _descend(server: Server, start: int, path: list[bytes], patient: bool) -> tuple[int, list[bytes]]:
     """A new descriptor of what is at ``path``, or -1, and the qids on the way. Raises at the first name."""
     at, qids = start, []
     try:
         for name in path:
-            below = step(at, name)
+            below = step(at, name, patient=patient)
             if at != start:
                 os.close(at)
             at = below
             qids.append(server.devices.qid_of(at))
-    except OSError:
+    except OSError as error:
         if at != start:
             os.close(at)
-        if not qids:
+        if not qids or (not patient and error.errno != errno.ENOENT):
             raise
         return -1, qids
     return (os.dup(start) if at == start else at), qids
 
 
-def clunk(server: Server, _request: Request, number: int) -> bytes:
+def clunk(server: Server, request: Request, number: int) -> bytes:
     """The fid is not used any more; an extended attribute that was being written is set now."""
+    if not request.patient:
+        with server.fids.use(number) as fid:
+            _check_quick_to_close(fid)
     with server.fids.forget(number) as fid:
         if isinstance(fid.xattr, WrittenXattr):
             fid.xattr.apply(fid.fd)
     return b""
+
+
+def _check_quick_to_close(fid: Fid) -> None:
+    """Closing writes what was written, gives up locks, and deletes what has no name any more."""
+    if fid.writable or fid.locked or fid.xattr is not None or not os.stat(fid.fd).st_nlink:
+        raise refusal(errno.EAGAIN)
 
 
 _HANDLERS: dict[int, Callable[..., bytes]] = {

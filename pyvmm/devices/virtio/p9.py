@@ -18,7 +18,7 @@ from pyvmm.devices import settings as keys
 from pyvmm.devices.p9.beneath import open_root
 from pyvmm.devices.p9.hostcalls import PROC_SUPER_MAGIC, fstatfs
 from pyvmm.devices.p9.protocol import HEADER, TFLUSH
-from pyvmm.devices.p9.server import Server
+from pyvmm.devices.p9.server import LATER, Server
 from pyvmm.devices.virtio.bits import feature_set
 from pyvmm.devices.virtio.chain import gather, scatter, total
 from pyvmm.devices.virtio.device import VirtioDevice
@@ -118,7 +118,7 @@ class P9(VirtioDevice):
         self._flushes: list[tuple[Chain, int, int]] = []  # chain, own tag, tag of the request it waits for
 
     def on_kick(self, queue: ActiveQueue) -> None:
-        """Take every request."""
+        """Take every request. What need not wait for a disk is done here: handing it over takes longer."""
         for chain in queue.chains():
             head = gather(chain.readable, HEADER.size)
             if len(head) < HEADER.size:
@@ -128,9 +128,13 @@ class P9(VirtioDevice):
             _, kind, tag = HEADER.unpack(head)
             if kind == TFLUSH:
                 self._flush(queue, chain, tag)
-            else:
+                continue
+            written = self._server.handle(chain.readable, chain.writable, patient=False)
+            if written == LATER:
                 self._waiting.append((chain, tag))
                 self._start(queue)
+            else:
+                self._answer(queue, chain, written)
 
     def _start(self, queue: ActiveQueue) -> None:
         while self._waiting and len(self._running) < MAX_JOBS:
@@ -143,13 +147,16 @@ class P9(VirtioDevice):
         if chain not in self._running:  # the queue was reset meanwhile
             return
         tag = self._running.pop(chain)
-        self.odd_requests += not written
-        queue.complete(chain, written)
+        self._answer(queue, chain, written)
         for flush in [flush for flush in self._flushes if flush[2] == tag]:
             if not self._busy(tag):
                 self._flushes.remove(flush)
                 self._answer_flush(queue, flush[0], flush[1])
         self._start(queue)
+
+    def _answer(self, queue: ActiveQueue, chain: Chain, written: int) -> None:
+        self.odd_requests += not written
+        queue.complete(chain, written)
 
     # Tflush: the guest does not want an answer any more. It gets it nevertheless, and then Rflush: no request
     # takes long, and one that is half done cannot be taken back.
@@ -168,8 +175,7 @@ class P9(VirtioDevice):
     def _answer_flush(self, queue: ActiveQueue, chain: Chain, tag: int) -> None:
         answer = HEADER.pack(HEADER.size, TFLUSH + 1, tag)
         fits = total(chain.writable) >= len(answer)
-        self.odd_requests += not fits
-        queue.complete(chain, scatter(chain.writable, answer) if fits else 0)
+        self._answer(queue, chain, scatter(chain.writable, answer) if fits else 0)
 
     def on_queue_stop(self, queue: ActiveQueue) -> None:
         """Forget all requests."""

@@ -38,10 +38,10 @@ def make_server(share):
     assert len(os.listdir("/proc/self/fd")) == len(before), "descriptors leaked"
 
 
-@pytest.fixture
-def client(make_server):
-    """A client of a writable server that has agreed on the protocol."""
-    client = P9Client(serve(make_server()))
+@pytest.fixture(params=[True, False], ids=["patient", "at-once"])
+def client(request, make_server):
+    """A client of a writable server that has agreed on the protocol, once for each way of serving it."""
+    client = P9Client(serve(make_server(), patient=request.param))
     client.root = client.start()
     return client
 

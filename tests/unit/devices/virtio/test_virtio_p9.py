@@ -104,7 +104,7 @@ def test_chain_without_a_request_or_room_comes_back_empty(rig):
 def test_few_requests_are_with_the_workers_and_all_are_answered(rig, client):
     rig.workers.held = True
     for tag in range(8):
-        send(rig, frame("getattr", client.root, 0, tag=tag))
+        send(rig, frame("statfs", client.root, tag=tag))
     rig.kick()
     assert len(rig.workers.jobs) == MAX_JOBS
     rig.workers.held = False
@@ -124,20 +124,20 @@ def test_flush_of_a_finished_request_is_answered_at_once(rig, client):
 def test_flush_is_answered_after_the_request_it_is_for(rig, client, ahead):
     rig.workers.held = True
     for _ in range(ahead):
-        send(rig, frame("getattr", client.root, 0, tag=1))
-    request = send(rig, frame("getattr", client.root, 0, tag=50))
+        send(rig, frame("statfs", client.root, tag=1))
+    request = send(rig, frame("statfs", client.root, tag=50))
     flush = send(rig, frame("flush", 50, tag=51))
     rig.kick()
     assert rig.drivers[0].collect() == []
     rig.workers.held = False
     rig.workers.release()
     rig.loop.run()
-    assert kinds(rig)[ahead:] == [(request, 25), (flush, 109)]
+    assert kinds(rig)[ahead:] == [(request, 9), (flush, 109)]
 
 
 def test_reset_waits_for_requests_and_forgets_every_fid(rig, client):
     rig.workers.held = True
-    send(rig, frame("getattr", client.root, 0))
+    send(rig, frame("statfs", client.root))
     rig.kick()
     with rig.core.lock:
         after = rig.core.write_status(0)
@@ -147,7 +147,7 @@ def test_reset_waits_for_requests_and_forgets_every_fid(rig, client):
     rig.loop.run()
     rig.drivers[0].reset()
     rig.start()
-    token = send(rig, frame("getattr", client.root, 0))
+    token = send(rig, frame("statfs", client.root))
     rig.kick()
     [done] = rig.drivers[0].collect()
     assert done.token == token
@@ -157,7 +157,7 @@ def test_reset_waits_for_requests_and_forgets_every_fid(rig, client):
 def test_queue_reset_drops_requests_and_the_queue_works_again(rig, client):
     rig.workers.held = True
     for _ in range(5):
-        send(rig, frame("getattr", client.root, 0))
+        send(rig, frame("statfs", client.root))
     rig.kick()
     with rig.core.lock:
         rig.core.queue_select = 0

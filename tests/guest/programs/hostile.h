@@ -262,7 +262,7 @@ static int find_devices(struct device *list, int consoles)
 			struct device *device = &list[count];
 
 			memset(device, 0, sizeof *device);
-			if (entry->d_name[0] == '.' || (mmio && !strstr(entry->d_name, ".virtio_mmio")))
+			if (entry->d_name[0] == '.' || (mmio && !strstr(entry->d_name, ".virtio")))
 				continue;
 			if (!(mmio ? open_mmio(device, entry->d_name) : open_pci(device, entry->d_name)))
 				continue;

@@ -3,6 +3,9 @@
 
 One BAR holds the four structures, a page each, and another the MSI-X table. Every queue has a doorbell
 address of its own.
+
+What a hostile guest can do is said in ``core``; here it can name vectors and queues that do not exist, which
+is found out when it does.
 """
 
 from __future__ import annotations

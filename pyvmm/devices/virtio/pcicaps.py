@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The vendor capabilities by which a driver finds a virtio device's registers (virtio 1.2, section 4.1.4)."""
+"""The vendor capabilities by which a driver finds a virtio device's registers (virtio 1.2, section 4.1.4).
+
+What a hostile guest can do: ask for any access through the window. One that the BAR does not take reads 0.
+"""
 
 from __future__ import annotations
 

@@ -58,9 +58,9 @@ class BootedGuest:
         """Change the size of the terminal that pyvmm runs on."""
         self._child.setwinsize(rows, columns)
 
-    def end(self):
+    def end(self, timeout=PATIENCE):
         """Wait for the end of pyvmm: its exit code and the reason it gave."""
-        self._child.expect(pexpect.EOF)
+        self._child.expect(pexpect.EOF, timeout=timeout)
         said = re.findall(r"pyvmm: (.*?)\r+\n", self._child.before)
         self._child.close()
         return self._child.exitstatus, said[-1] if said else self._child.before

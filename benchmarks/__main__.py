@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -19,12 +20,18 @@ from benchmarks import images, peers, report
 from pyvmm.errors import PyvmmError
 from pyvmm.lab import guests
 from pyvmm.lab.host import Lab
+from pyvmm.lab.programs import programs
 from pyvmm.lab.qemu import FLAVOURS
 
-_INSIDE = Path(__file__).with_name("inside.py")
+_ROOT = Path(__file__).parents[1]
+_PROGRAMS = _ROOT / "tests/guest/programs"
+_INSIDE = ["-m", "benchmarks.inside"]
 _RESULTS = Path(__file__).with_name("results")
 # Which host gives which figures: those of single exits repeat only where instructions are counted.
-_MEASURES = {"start-up": "aia", "whole-run": "aia", "memory": "aia", "exits": "counting"}
+_MEASURES = {
+    **dict.fromkeys(("start-up", "whole-run", "memory", "blk", "net", "console"), "aia"),
+    "exits": "counting",
+}
 _FEW_EXITS, _MANY_EXITS = 2_000, 32_000
 
 
@@ -58,9 +65,12 @@ def measure(measures: list[str], rounds: int, flavour: str | None) -> dict[str, 
         for kind in dict.fromkeys(kinds.values()):
             chosen = [name for name in measures if kinds[name] == kind]
             _progress(f"measuring {', '.join(chosen)}")
+            load = round(os.getloadavg()[0], 1)  # by others, but for what the run before left
             found = _run({"bundle": str(bundle), "rounds": rounds, "measures": chosen}, kind)
             figures.update(found["figures"])
-            hosts.update({name: {"flavour": kind, **found["host"]} for name in chosen})
+            for measured in chosen:
+                took = {"load before": load, "seconds": found["seconds"][measured]}
+                hosts[measured] = {"flavour": kind, **found["host"], **took}
     return {
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "pyvmm": pyvmm.__version__,
@@ -76,6 +86,10 @@ def _gather(bundle: Path) -> None:
     """All that the measured programs read, in one directory."""
     shutil.copyfile(guests.kernel(progress=_progress), bundle / "Image")
     shutil.copyfile(guests.initrd(progress=_progress), bundle / "initrd")
+    loads = programs(_PROGRAMS)
+    shutil.copytree(loads, bundle / "programs")
+    full = guests.initrd(full=True, programs=loads, progress=_progress)
+    shutil.copyfile(full, bundle / "initrd.full")
     shutil.copytree(peers.qemu(_progress), bundle / "qemu")
     shutil.copy(peers.kvm_loop(), bundle / "kvm_loop")
     for count in (_FEW_EXITS, _MANY_EXITS):
@@ -86,8 +100,10 @@ def _gather(bundle: Path) -> None:
 def _run(job: dict[str, Any], kind: str) -> dict[str, Any]:
     """Have ``inside.py`` do the job: here where KVM is RISC-V's, else in a lab host."""
     if platform.machine() == "riscv64":
-        script = [sys.executable, str(_INSIDE)]
-        done = subprocess.run(script, input=json.dumps(job), stdout=subprocess.PIPE, text=True, check=False)
+        script = [sys.executable, *_INSIDE]
+        done = subprocess.run(
+            script, input=json.dumps(job), stdout=subprocess.PIPE, text=True, cwd=_ROOT, check=False
+        )
         return _figures(done.stdout, done.returncode)
     lab = Lab(kind)
     ran_before = lab.status()["running"]
@@ -95,8 +111,9 @@ def _run(job: dict[str, Any], kind: str) -> dict[str, Any]:
         request.write(json.dumps(job).encode())
         request.seek(0)
         try:
+            command = ["python3", *_INSIDE]
             status = lab.run(
-                ["python3", str(_INSIDE)], tty=False, stdin=request, stdout=answer, progress=_progress
+                command, cwd=str(_ROOT), tty=False, stdin=request, stdout=answer, progress=_progress
             )
         finally:
             if not ran_before:

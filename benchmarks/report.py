@@ -6,18 +6,22 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 
+from benchmarks import blk, net
+
 Figures = Mapping[str, Mapping[str, Sequence[float]]]
 
 SECONDS = (1.0, "s", 2)
 MICROSECONDS = (1e-6, "µs", 2)
 MEBIBYTES = (float(1 << 20), "MiB", 1)
+A_SECOND = (1.0, "/s", 0)
+MEBIBYTES_A_SECOND = (float(1 << 20), "MiB/s", 1)
 
 
 class Comparison:
     """One row: ``subject`` beside ``peer``, both names of figures of one measure.
 
     ``most`` is the largest figure (in ``unit``) and ``most_ratio`` the largest ratio to the peer that the
-    project has set itself as a goal; None where there is no goal.
+    project has set itself as a goal; None where there is no goal. ``peer_name`` is for people.
     """
 
     def __init__(
@@ -28,6 +32,7 @@ class Comparison:
         peer: str,
         unit: tuple[float, str, int],
         *,
+        peer_name: str = "",
         most: float | None = None,
         most_ratio: float | None = None,
     ) -> None:
@@ -35,6 +40,7 @@ class Comparison:
         self.measure = measure
         self.subject = subject
         self.peer = peer
+        self.peer_name = peer_name or peer
         self.unit = unit
         self.most = most
         self.most_ratio = most_ratio
@@ -49,7 +55,7 @@ class Comparison:
             "title": self.title,
             "unit": self.unit[1],
             "pyvmm": {"median": value, "least": min(ours), "most": max(ours), "runs": len(ours)},
-            "peer": {"name": self.peer, "median": peer_value, "least": min(theirs), "most": max(theirs)},
+            "peer": {"name": self.peer_name, "median": peer_value, "least": min(theirs), "most": max(theirs)},
             "ratio": value / peer_value,
             "goal": self._goal(),
             "met": self._met(value, value / peer_value),
@@ -66,17 +72,33 @@ class Comparison:
         return None if self.most_ratio is None else ratio <= self.most_ratio
 
 
-_USUAL = "pyvmm, log, early console"  # pyvmm run adds these words when the user chooses no console
+_USUAL, _EARLY = "pyvmm, as usual", "pyvmm, log, early console"
+_CARDS = {net.VHOST: "tap with vhost", net.TAP: "tap without vhost", net.USER: "passt (qemu: slirp)"}
+
+
+def _load(measure: str, title: str, load: str, unit: tuple[float, str, int]) -> Comparison:
+    """The same load on pyvmm and on QEMU: a rate, so more is better, and a ratio above 1 is in our favour."""
+    return Comparison(title, measure, f"pyvmm, {load}", f"qemu, {load}", unit, peer_name="qemu")
+
+
 COMPARISONS = (
     Comparison("exec to first KVM_RUN", "start-up", "pyvmm", "python3", SECONDS, most=1.0),
     Comparison("exec to first KVM_RUN", "start-up", "pyvmm", "qemu", SECONDS),
     Comparison("run, as usually called", "whole-run", _USUAL, "qemu, as usual", SECONDS, most_ratio=0.5),
     Comparison("run, quiet", "whole-run", "pyvmm, quiet", "qemu, quiet", SECONDS, most_ratio=0.5),
-    Comparison("run, log by early console", "whole-run", _USUAL, "qemu, log, early console", SECONDS),
+    Comparison("run, log by early console", "whole-run", _EARLY, "qemu, log, early console", SECONDS),
     Comparison("run, log by serial port", "whole-run", "pyvmm, log, serial", "qemu, log, serial", SECONDS),
     Comparison("MMIO store", "exits", "pyvmm, stores", "C, stores", MICROSECONDS, most_ratio=5.0),
     Comparison("MMIO load", "exits", "pyvmm, loads", "C, loads", MICROSECONDS, most_ratio=5.0),
     Comparison("memory without guest RAM", "memory", "pyvmm", "qemu", MEBIBYTES, most=25.0),
+    *(_load("blk", load, load, A_SECOND) for load in (blk.RANDOM_READ, blk.DEEP_READ, blk.RANDOM_WRITE)),
+    _load("blk", blk.SEQUENTIAL, blk.SEQUENTIAL, MEBIBYTES_A_SECOND),
+    *(
+        _load("net", f"TCP {card}, {way}", f"{kind}, {way}", MEBIBYTES_A_SECOND)
+        for kind, card in _CARDS.items()
+        for way in (net.SEND, net.RECEIVE)
+    ),
+    Comparison("console, 1 MiB", "console", "pyvmm", "qemu", MEBIBYTES_A_SECOND),
 )
 
 
@@ -110,7 +132,7 @@ def _cells(comparison: Comparison, row: dict[str, object]) -> tuple[str, ...]:
     return (
         comparison.title,
         *figure(ours),
-        comparison.peer,
+        comparison.peer_name,
         *figure(theirs),
         f"{row['ratio']:.2f}",
         str(row["goal"]),

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A disk under load, from inside the guest: its image is a raw file in the host's memory."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from functools import partial
+from pathlib import Path
+
+from benchmarks.guest import Guest, booted
+from benchmarks.programs import PYVMM_SERIAL, QEMU_SERIAL, QUIET, Bench, Figures, interleaved
+
+_MIB = 1 << 20
+_IMAGE_MIB = 128
+_SECONDS = 2
+# Name of the figure, blkload's name of it, bytes a request, requests in flight.
+RANDOM_READ, DEEP_READ = "random read 4 KiB, depth 1", "random read 4 KiB, depth 16"
+RANDOM_WRITE, SEQUENTIAL = "random write 4 KiB, depth 4", "sequential read 128 KiB"
+_LOADS = {
+    RANDOM_READ: ("randread", 4096, 1),
+    DEEP_READ: ("randread", 4096, 16),
+    RANDOM_WRITE: ("randwrite", 4096, 4),
+    SEQUENTIAL: ("read", 128 << 10, 1),
+}
+_RESULT = re.compile(r": ([0-9.]+) ops/s")
+
+
+def blk(bench: Bench) -> Figures:
+    """Requests a second; of sequential reads, bytes. The guest uses O_DIRECT, the host its page cache."""
+    ours, theirs = bench.directory / "pyvmm.img", bench.directory / "qemu.img"
+    for image in (ours, theirs):
+        _fill(image)
+    pyvmm = bench.pyvmm_linux(QUIET, *PYVMM_SERIAL, f"--disk={ours}", full=True)
+    disk = ("-drive", f"if=none,id=disk,format=raw,file={theirs}", "-device", "virtio-blk-pci,drive=disk")
+    qemu = bench.qemu_linux(QUIET, *QEMU_SERIAL, *disk, full=True)
+    with booted(pyvmm) as guest, booted(qemu) as peer:
+        guests = {"pyvmm": guest, "qemu": peer}
+        for one in guests.values():
+            one.run("modprobe virtio_blk && test -b /dev/vda")
+        runs = {
+            f"{program}, {load}": partial(_rate, one, *words)
+            for load, words in _LOADS.items()
+            for program, one in guests.items()
+        }
+        found = interleaved(bench.rounds, runs)
+    ours.unlink()
+    theirs.unlink()
+    return found
+
+
+def _fill(image: Path) -> None:
+    """Make an image without holes."""
+    block = os.urandom(_MIB)
+    with image.open("wb") as file:
+        for _ in range(_IMAGE_MIB):
+            file.write(block)
+
+
+def _rate(guest: Guest, kind: str, size: int, depth: int) -> float:
+    rate = requests_a_second(guest.run(f"blkload bench /dev/vda {kind} {size} {depth} {_SECONDS}"))
+    return rate * size if kind == "read" else rate
+
+
+def requests_a_second(said: str) -> float:
+    """The figure in what blkload printed."""
+    found = _RESULT.search(said)
+    if not found:
+        sys.exit(f"blkload gave no figure: {said}")
+    return float(found[1])

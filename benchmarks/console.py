@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A mebibyte through the virtio console, from a guest's program to whoever reads the monitor's output."""
+
+from __future__ import annotations
+
+import sys
+import time
+from functools import partial
+
+from benchmarks.guest import Guest, booted
+from benchmarks.programs import PYVMM_VIRTIO, QEMU_VIRTIO, QUIET_VIRTIO, Bench, Figures, interleaved
+
+_SIZE = 1 << 20
+_DATA = b"x"  # in none of the commands
+_BEGIN, _END = "BE''GIN", "E''ND"  # so that their echo is not what is waited for
+
+
+def console(bench: Bench) -> Figures:
+    """Bytes a second, without what the terminal adds: the guest's is raw."""
+    pyvmm = bench.pyvmm_linux(QUIET_VIRTIO, *PYVMM_VIRTIO)
+    qemu = bench.qemu_linux(QUIET_VIRTIO, *QEMU_VIRTIO)
+    with booted(pyvmm) as guest, booted(qemu) as peer:
+        for where in (guest, peer):
+            where.run(f"dd if=/dev/zero bs=4096 count={_SIZE // 4096} 2>/dev/null | tr '\\0' x >/tmp/data")
+        return interleaved(
+            bench.rounds,
+            {"pyvmm": partial(_bytes_a_second, guest), "qemu": partial(_bytes_a_second, peer)},
+        )
+
+
+def _bytes_a_second(guest: Guest) -> float:
+    """The pause makes the data begin with a read of its own: what is read after that is timed."""
+    begin, end = (word.replace("''", "").encode() for word in (_BEGIN, _END))
+    guest.send(f"stty raw; echo {_BEGIN}; usleep 200000; cat /tmp/data; echo {_END}; stty sane")
+    first = guest.read_until(begin).partition(begin)[2]
+    while _DATA not in first:
+        first = guest.read_some()
+    start = time.monotonic()
+    rest = guest.read_until(end)
+    seconds = time.monotonic() - start
+    guest.run("true")
+    got = first.count(_DATA), rest.count(_DATA)
+    if sum(got) != _SIZE:
+        sys.exit(f"of {_SIZE} bytes on the console, {sum(got)} came out")
+    return got[1] / seconds

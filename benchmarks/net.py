@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TCP between a guest and its host, each way: over a tap with vhost-net and without, and over user mode.
+
+Each guest has one card of each kind. User mode is passt for pyvmm, and slirp for QEMU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from benchmarks.guest import Guest, booted
+from benchmarks.programs import PYVMM_SERIAL, QEMU_SERIAL, QUIET, Argv, Bench, Figures, interleaved
+
+VHOST, TAP, USER = "vhost", "tap", "user"
+SEND, RECEIVE = "send", "receive"  # as the guest sees it
+_CARDS = (VHOST, TAP, USER)  # eth0, eth1, eth2
+_MIB = {VHOST: 64, TAP: 48, USER: 16}  # a second or so each
+_PORT = 7011
+_RESULT = re.compile(r" ok, ([0-9.]+) MiB/s")
+
+
+def net(bench: Bench) -> Figures:
+    """Bytes a second, checked by a sum at each end."""
+    server = bench.directory / "programs" / "netload"
+    with _server(server), booted(_pyvmm(bench)) as guest, booted(_qemu(bench)) as peer:
+        guests = {"pyvmm": guest, "qemu": peer}
+        hosts = {"pyvmm": _configure(guest, "pyvmm", 10), "qemu": _configure(peer, "qemu", 20)}
+        runs = {
+            f"{program}, {card}, {way}": partial(_bytes_a_second, one, way, hosts[program][card], _MIB[card])
+            for card in _CARDS
+            for way in (SEND, RECEIVE)
+            for program, one in guests.items()
+        }
+        return interleaved(bench.rounds, runs)
+
+
+@contextlib.contextmanager
+def _server(program: Path) -> Iterator[None]:
+    """netload on the host, for any number of connections."""
+    command = [str(program), "serve", str(_PORT), "1000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        if b"listening" not in process.stdout.readline():
+            sys.exit("netload does not listen on the host")
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+def _tap(program: str, card: str) -> str:
+    return f"{program}-{card}"
+
+
+def _mac(card: str) -> str:
+    return f"52:54:00:00:00:0{_CARDS.index(card) + 1}"
+
+
+def _pyvmm(bench: Bench) -> Argv:
+    cards = {
+        VHOST: f"tap,tap={_tap('pyvmm', VHOST)},vhost=on",
+        TAP: f"tap,tap={_tap('pyvmm', TAP)},vhost=off",
+        USER: "user",
+    }
+    words = [f"--network={cards[card]},mac={_mac(card)}" for card in _CARDS]
+    return bench.pyvmm_linux(QUIET, *PYVMM_SERIAL, *words, full=True)
+
+
+def _qemu(bench: Bench) -> Argv:
+    ends = {
+        VHOST: f"tap,ifname={_tap('qemu', VHOST)},script=no,downscript=no,vhost=on",
+        TAP: f"tap,ifname={_tap('qemu', TAP)},script=no,downscript=no,vhost=off",
+        USER: "user",
+    }
+    words = []
+    for card in _CARDS:
+        words += ["-netdev", f"{ends[card]},id={card}"]
+        words += ["-device", f"virtio-net-pci,netdev={card},mac={_mac(card)},romfile="]
+    return bench.qemu_linux(QUIET, *QEMU_SERIAL, *words, full=True)
+
+
+def _configure(guest: Guest, program: str, net_number: int) -> dict[str, str]:
+    """Give the cards addresses; returns the host's address behind each."""
+    guest.run("modprobe virtio_net")
+    for number, card in enumerate(_CARDS):
+        guest.run(f"grep -q {_mac(card)} /sys/class/net/eth{number}/address && ip link set eth{number} up")
+    hosts = {}
+    for number, card in enumerate((VHOST, TAP)):
+        subnet = f"10.77.{net_number + number}"
+        tap = _tap(program, card)
+        subprocess.run(["ip", "addr", "add", f"{subnet}.1/24", "dev", tap], check=True)
+        subprocess.run(["ip", "link", "set", tap, "up"], check=True)
+        guest.run(f"ip addr add {subnet}.2/24 dev eth{number}")
+        hosts[card] = f"{subnet}.1"
+    # passt and slirp both lead from their gateway to the host's own loopback.
+    guest.run(f"udhcpc -i eth{_CARDS.index(USER)} -n -q -t 10")
+    hosts[USER] = guest.run("ip route | awk '/^default/ { print $3 }'").split()[0]
+    return hosts
+
+
+def _bytes_a_second(guest: Guest, way: str, host: str, mib: int) -> float:
+    return bytes_a_second(guest.run(f"netload {way} {host} {_PORT} {mib}M"))
+
+
+def bytes_a_second(said: str) -> float:
+    """The figure in what netload printed."""
+    found = _RESULT.search(said)
+    if not found:
+        sys.exit(f"netload gave no figure: {said}")
+    return float(found[1]) * (1 << 20)

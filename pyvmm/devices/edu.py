@@ -143,6 +143,7 @@ class Edu(RegisterDevice):
             self._timer = None
 
     def _restored(self) -> None:
+        self._buffer = self._buffer[:_BUFFER_SIZE].ljust(_BUFFER_SIZE, b"\0")
         self._abandon()
         if self.STATUS & _COMPUTING:
             self._compute()

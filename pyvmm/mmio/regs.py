@@ -509,13 +509,16 @@ def _live(value: object, like: object) -> object:
 
 
 def _same_form(value: object, like: object, mask: int) -> bool:
-    """Whether ``value`` has the type and lengths of ``like``, and no bits outside of ``mask``."""
+    """Whether ``value`` has the form of ``like``, and no bits outside of ``mask``.
+
+    Lists have a length that is the device's make; bytes are contents, of any length.
+    """
     if isinstance(like, list):
         if not isinstance(value, list) or len(value) != len(like):
             return False
         return all(_same_form(new, old, mask) for new, old in zip(value, like, strict=True))
     if isinstance(like, bytes):
-        return isinstance(value, str) and len(value) == 2 * len(like) and not value.strip("0123456789abcdef")
+        return isinstance(value, str) and len(value) % 2 == 0 and not value.strip("0123456789abcdef")
     if type(value) is not type(like):
         return False
     return not isinstance(value, int) or not value & ~mask

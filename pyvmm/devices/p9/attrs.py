@@ -115,13 +115,13 @@ def set_attributes(fd: int, writable: bool, wanted: Wanted) -> None:
     valid, path = wanted.valid, proc(fd)
     if valid & (_UID | _GID):  # before the mode: it clears the set-user-id bit
         os.chown(path, wanted.uid if valid & _UID else _KEEP, wanted.gid if valid & _GID else _KEEP)
-    if valid & _MODE:
-        os.chmod(path, wanted.mode & 0o7777)
-    if valid & _SIZE:
+    if valid & _SIZE:  # before the mode, too: for an ordinary user it clears that bit as well
         if writable:  # it may have been opened with rights that its mode does not give any more
             os.ftruncate(fd, wanted.size)
         else:
             _truncate(fd, wanted.size)
+    if valid & _MODE:
+        os.chmod(path, wanted.mode & 0o7777)
     if valid & _TIMES:
         utimensat(
             path,

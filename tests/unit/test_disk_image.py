@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Disk images: what is refused when one is opened, locks, and reading and writing it."""
 
+import ctypes
 import errno
 import fcntl
 import mmap
@@ -500,6 +501,30 @@ class TestLargeDirectBlocks:
         assert held == [True] * 4
         image.read(views(512), 0)
         assert not all(held[4:])
+
+    @pytest.mark.parametrize("code", [0, errno.EOPNOTSUPP], ids=["by the host", "by writing"])
+    @pytest.mark.parametrize("change", ["zero", "unmap", "discard"])
+    def test_zeroing_and_discarding_wait_for_writes(self, path, opened, monkeypatch, change, code):
+        # Or the write of a part of the same block would bring back what was there before.
+        LargeBlocks(monkeypatch)
+        image = opened(path, direct=True)
+        held = []
+
+        def allocate(*_):
+            held.append(image._write_lock.locked())
+            ctypes.set_errno(code)
+            return -bool(code)
+
+        monkeypatch.setattr(diskimage, "_fallocate", allocate)
+        if change == "discard":
+            image.discard(512, 512)
+        else:
+            image.zero(512, 512, change == "unmap")
+        assert held == [True] * len(held)
+        assert held
+        assert not image._write_lock.locked()
+        written = change != "discard" and code
+        assert on_disk(path)[512:1024] == (bytes(512) if written else content()[512:1024])
 
 
 def test_closing_twice_closes_no_descriptor_of_others(path, opened):

@@ -7,7 +7,7 @@ with a sentence. Afterwards errors are the host's: every method raises OSError.
 ``direct`` goes around the host's page cache (O_DIRECT). The kernel then demands aligned offsets, lengths
 and buffers; what a guest sends otherwise goes through an aligned buffer of ours. Where the host's blocks are
 larger than a sector, a part of one is written by reading it, changing it and writing it back; so that no
-other write comes in between, writes are then done one at a time.
+other change comes in between and is undone, changes are then made one at a time.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import fcntl
 import mmap
 import os
 import threading
+from functools import partial
 
 from pyvmm.devices.virtio.chain import gather, scatter, split, total
 
@@ -111,11 +112,7 @@ class DiskImage:
     def write(self, views: Views, offset: int, durable: bool = False) -> None:
         """Write ``views`` from ``offset`` on. ``durable``: as if ``flush`` followed."""
         flags = os.RWF_DSYNC if durable else 0
-        if self._direct_block <= SECTOR:
-            self._write(views, offset, flags)
-        else:
-            with self._write_lock:
-                self._write(views, offset, flags)
+        self._alone(partial(self._write, views, offset, flags))
 
     def flush(self) -> None:
         """Put on disk what was written before."""
@@ -132,7 +129,7 @@ class DiskImage:
                 span = start.to_bytes(8, "little") + (end - start).to_bytes(8, "little")
                 fcntl.ioctl(self._fd, _BLKDISCARD, span)
             else:
-                self._allocate(_PUNCH_HOLE, start, end - start)
+                self._alone(partial(self._allocate, _PUNCH_HOLE, start, end - start))
         except OSError as error:
             if error.errno not in _UNSUPPORTED:
                 raise
@@ -141,13 +138,21 @@ class DiskImage:
         """Make this range read as zeros, and with ``unmap`` give back its space, if the host can."""
         for mode in (_PUNCH_HOLE, _ZERO_RANGE) if unmap else (_ZERO_RANGE,):
             try:
-                self._allocate(mode, offset, length)
+                self._alone(partial(self._allocate, mode, offset, length))
                 return
             except OSError as error:
                 # EINVAL: parts of a block of a block device.
                 if error.errno not in (*_UNSUPPORTED, errno.EINVAL):
                     raise
         self._write_zeros(offset, length)
+
+    def _alone(self, change: Callable[[], None]) -> None:
+        """Make a change, and no other one meanwhile where changing a part of a block takes two calls."""
+        if self._direct_block <= SECTOR:
+            change()
+        else:
+            with self._write_lock:
+                change()
 
     def _write(self, views: Views, offset: int, flags: int) -> None:
         try:

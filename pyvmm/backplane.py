@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pyvmm import layout
 from pyvmm.devices.virtio.device import VirtioDevice
-from pyvmm.errors import ConfigError
+from pyvmm.errors import ConfigError, PyvmmError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -165,10 +165,15 @@ class Backplane:
         self.pci.add(function)
 
     def close(self) -> None:
-        """End every device and give back what the host gave. No vCPU runs any more."""
-        for transport in self.virtio.values():
-            transport.close()
-        for edu in self.edu:
-            edu.close()
-        if self.pci is not None:
-            self.pci.close()
+        """End every device and give back what the host gave. No vCPU runs any more.
+
+        All of them, whatever one of them raises; then raises the first of it.
+        """
+        errors = []
+        for part in (*self.virtio.values(), *self.edu, *([self.pci] if self.pci else [])):
+            try:
+                part.close()
+            except PyvmmError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]

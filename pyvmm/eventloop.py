@@ -46,8 +46,11 @@ class Watch:
         self._loop._forget(self)
 
     def modify(self, events: int) -> None:
-        """Wait for ``events`` (EPOLL bits) from now on; 0 leaves only errors and hang-ups."""
-        self._loop._epoll.modify(self.fd, events)
+        """Wait for ``events`` (EPOLL bits) from now on; 0 leaves only errors and hang-ups.
+
+        Nothing happens once it is closed. Callable from any thread.
+        """
+        self._loop._modify(self, events)
 
 
 class Timer:
@@ -153,6 +156,11 @@ class EventLoop:
             if self._watches.get(watch.fd) is watch:
                 del self._watches[watch.fd]
                 self._epoll.unregister(watch.fd)
+
+    def _modify(self, watch: Watch, events: int) -> None:
+        with self._watch_lock:
+            if self._watches.get(watch.fd) is watch:
+                self._epoll.modify(watch.fd, events)
 
     def call_soon(self, callback: Callable[[], None]) -> None:
         """Run ``callback`` on the loop thread. Callable from any thread."""

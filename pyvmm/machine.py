@@ -182,10 +182,14 @@ class Machine:
         self._writer.release()
         if self._rebooting is not None:
             self._rebooting.join()
+        slow = self._loop.call_later(
+            _PATIENCE, lambda: self._warn("waiting for the host to finish what the guest's devices began")
+        )
         try:
             if board is not None:
                 board.close()
         finally:
+            slow.cancel()
             self._workers.stop()
             self._loop.stop()
             self._close_output()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import select
+import threading
 
 from pyvmm.errors import HostError, KvmError
 
@@ -25,6 +26,7 @@ class KernelMsiLine:
 
     __slots__ = (
         "_data",
+        "_forwarding",
         "_gsi",
         "_loop",
         "_open",
@@ -45,6 +47,7 @@ class KernelMsiLine:
         self._gsi: int | None = None
         self._watch: Watch | None = None
         self._open = False
+        self._forwarding = threading.Lock()  # a leaf; held while a message without a route is sent
         self.address = 0
         self._data = 0
 
@@ -83,9 +86,10 @@ class KernelMsiLine:
         self._open = False
         if self._gsi is not None:
             self._routing.detach(self._gsi, self.fd)
-        if self._watch is not None:
-            self._watch.close()
-            self._watch = None
+        with self._forwarding:
+            if self._watch is not None:
+                self._watch.close()
+                self._watch = None
 
     def signal(self) -> None:
         """One message."""
@@ -109,16 +113,22 @@ class KernelMsiLine:
 
     def close(self) -> None:
         """Release the route and the eventfd."""
-        self.shut()
-        if self._gsi is not None:
-            self._routing.free(self._gsi)
-            self._gsi = None
+        try:
+            self.shut()
+            if self._gsi is not None:
+                self._routing.free(self._gsi)
+        except KvmError:
+            pass  # KVM declared the machine dead; the irqfd goes with the machine's descriptor
+        self._gsi = None
         os.close(self.fd)
 
     def _forward(self, _events: int) -> None:
         """On the loop's thread: there is no route."""
-        try:
-            os.eventfd_read(self.fd)
-            self._vm.signal_msi(self.address, self._data)
-        except (BlockingIOError, KvmError):
-            pass  # taken back meanwhile; or the guest named an interrupt that does not exist
+        with self._forwarding:
+            if self._watch is None:
+                return  # shut meanwhile: the signal stays where it is
+            try:
+                os.eventfd_read(self.fd)
+                self._vm.signal_msi(self.address, self._data)
+            except (BlockingIOError, KvmError):
+                pass  # taken back meanwhile; or the guest named an interrupt that does not exist

@@ -156,7 +156,7 @@ class VirtioCore:
             return None
         session.end()
         if session.handed_over:
-            self.device.stop()
+            session.enter(self.device.stop)
         self._drop_calls()
         for queue in session.queues:
             self._close_ring(queue)
@@ -207,7 +207,7 @@ class VirtioCore:
         session = self._session
         if session is not None and session.alive:  # it comes back after a reset of its own
             active = session.queues[self.queue_select]
-            session.guard(self._make_ring, active)
+            session.enter(self._make_ring, active)
             if session.alive and active.ring is not None and not active.offloaded:
                 session.kick(active)
 
@@ -225,7 +225,7 @@ class VirtioCore:
         ring, active.ring = active.ring, None
         active.forget_chains()
         if session.handed_over:
-            self.device.on_queue_stop(active)
+            session.enter(self.device.on_queue_stop, active)
         if ring is not None:
             ring.close()
         return session.drain
@@ -256,12 +256,12 @@ class VirtioCore:
         )
         for queue in session.queues:
             if self.registers[queue.index].enabled:
-                session.guard(self._make_ring, queue)
+                session.enter(self._make_ring, queue)
                 if positions is not None and queue.ring is not None:
                     queue.ring.load_state(positions[queue.index])
         if session.alive:
             session.handed_over = True
-            session.guard(self.device.activate, session)
+            session.enter(self.device.activate, session)
         if session.alive:
             for queue in session.queues:
                 session.begin(queue)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import deque
 from functools import partial
 
 from pyvmm.errors import GuestAccessError
@@ -157,6 +158,8 @@ class Session:
         self._interrupt = interrupt
         self._fail = fail
         self._dirty: list[ActiveQueue] = []
+        # Kept here and not in the loop: it holds views of guest memory, and goes with the session.
+        self._posted: deque[Callable[[], None]] = deque()
         self._watches: list[Watch] = []
         self._jobs: set[object] = set()  # submitted and not finished, one mark each
         self._jobs_done = threading.Condition(threading.Lock())
@@ -173,7 +176,11 @@ class Session:
 
     def post(self, callback: Callable[[], None]) -> None:
         """Run ``callback`` on the loop's thread, inside the session. Callable from any thread."""
-        self._services.loop.call_soon(partial(self.run, callback))
+        self._posted.append(callback)
+        self._services.loop.call_soon(partial(self.run, self._run_posted))
+
+    def _run_posted(self) -> None:
+        self._posted.popleft()()
 
     def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
         """Run ``callback`` on the loop's thread after ``seconds``, inside the session."""
@@ -223,18 +230,23 @@ class Session:
         with self._lock:
             if not self.alive:
                 return
-            self.guard(callback, *arguments)
-            dirty, self._dirty = self._dirty, []
-            for queue in dirty:
-                if queue.ring is not None and queue.ring.should_interrupt():
-                    self._interrupt(queue.index)
+            self.enter(callback, *arguments)
 
-    def guard(self, callback: Callable[..., None], *arguments: object) -> None:
-        """Call into the device with the lock held; what the driver broke ends the session."""
+    def enter(self, callback: Callable[..., None], *arguments: object) -> None:
+        """Call into the device with the lock held.
+
+        What the driver broke, or the host refuses, ends the session. Chains given back meanwhile interrupt.
+        """
         try:
             callback(*arguments)
         except GuestAccessError as error:
             self.fail(str(error))
+        except OSError as error:
+            self.fail(f"the host refused what the device needs: {error.strerror}")
+        dirty, self._dirty = self._dirty, []
+        for queue in dirty:
+            if queue.ring is not None and queue.ring.should_interrupt():
+                self._interrupt(queue.index)
 
     def completed(self, queue: ActiveQueue) -> None:
         """A chain of ``queue`` was given back: look at the end of this callback whether to interrupt."""
@@ -251,6 +263,7 @@ class Session:
         self.alive = False
         for queue in self.queues:
             queue.forget_chains()
+        self._posted.clear()
         self._unwatch_all()
 
     def _unwatch_all(self) -> None:
@@ -267,6 +280,8 @@ class Session:
             waiting = set(self._jobs)
             while not waiting.isdisjoint(self._jobs):
                 self._jobs_done.wait()
+        if not self.alive:
+            self._posted.clear()  # what a job posted after the end
 
     def _kick_event(self, queue: ActiveQueue, _events: int) -> None:
         try:
@@ -280,12 +295,11 @@ class Session:
 
     def _work(self, mark: object, job: Callable[[], T], done: Callable[[T], None]) -> None:
         try:
-            result = job()
+            self.post(partial(done, job()))
         finally:
             with self._jobs_done:
                 self._jobs.remove(mark)
                 self._jobs_done.notify_all()
-        self.post(partial(done, result))
 
 
 def _ignore_kick(_queue: ActiveQueue) -> None:

@@ -9,6 +9,7 @@ from fakes.echo import Echo
 from fakes.virtio import Rig
 
 from pyvmm.devices.virtio import bits
+from pyvmm.errors import QueueError
 
 READY = bits.ACKNOWLEDGE | bits.DRIVER | bits.FEATURES_OK | bits.DRIVER_OK
 
@@ -279,3 +280,42 @@ def test_state_is_plain_data_of_registers_rings_and_device(rig):
     assert state["queues"][0]["desc"] == rig.drivers[0].setup.desc
     assert state["device"]["LOW"] == 0x1234_5678
     assert len(state["rings"]) == 2
+
+
+def test_ring_that_breaks_while_another_queue_is_reset_needs_a_reset(rig):
+    class Nosy(Echo):
+        def on_queue_stop(self, queue):
+            raise QueueError("looked at the other queue")
+
+    with Rig(Nosy()) as other:
+        other.start()
+        other.core.queue_select = 0
+        with other.core.lock:
+            after = other.core.disable_queue()
+        after()
+        assert other.core.status & bits.NEEDS_RESET
+        assert other.broken == "looked at the other queue"
+
+
+def test_host_that_refuses_what_activation_needs_fails_the_device_alone(rig):
+    class Poor(Echo):
+        def activate(self, session):
+            raise OSError(24, "Too many open files")
+
+    with Rig(Poor()) as other:
+        other.start()
+        assert other.core.status & bits.NEEDS_RESET
+        assert "Too many open files" in other.broken
+
+
+def test_results_that_wait_for_the_loop_hold_no_memory_after_the_session(rig):
+    rig.start()
+    rig.drivers[1].add_chain([b"x"], [8])
+    rig.kick(1)
+    rig.device.session.submit(rig.device.held.pop, lambda _: None)
+    with rig.core.lock:
+        after = rig.core.write_status(0)
+    after()
+    rig.drivers = []
+    rig.memory.close()  # refuses while a view of it is alive: the loop still has calls to make
+    assert rig.loop.calls

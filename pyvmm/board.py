@@ -165,11 +165,13 @@ class Board:
         slots = Slots(config)
         if not (slots.pci or slots.mmio):
             return
+        ring = Ring()
+        self._note(f"ring operations: {ring.backend}")
         self.backplane = plane = Backplane(
             self.bus,
             slots,
             self.memory,
-            Ring(),
+            ring,
             self._services,
             line=self._line,
             doorbells=self.doorbells,

@@ -18,6 +18,7 @@ from functools import partial
 
 from pyvmm.devices.settings import Setting, choice, flag, number, text
 from pyvmm.devices.virtio.bits import feature_set, has
+from pyvmm.devices.virtio.blkrequest import IOERR, OK, UNSUPP, Request
 from pyvmm.devices.virtio.chain import gather, scatter, split, total
 from pyvmm.devices.virtio.device import VirtioDevice
 from pyvmm.devices.virtio.diskimage import SECTOR
@@ -31,18 +32,17 @@ if TYPE_CHECKING:
     from typing import ClassVar
 
     from pyvmm.devices.settings import Settings
-    from pyvmm.devices.virtio.chain import Chain
     from pyvmm.devices.virtio.diskimage import DiskImage
     from pyvmm.devices.virtio.session import ActiveQueue, Services, Session
+    from pyvmm.mmio.regs import State
 
     Job = Callable[[], None]
 
 # Feature bits.
 SEG_MAX, RO, BLK_SIZE, FLUSH, TOPOLOGY, CONFIG_WCE, MQ, DISCARD, WRITE_ZEROES = 2, 5, 6, 9, 10, 11, 12, 13, 14
 
-# Types of requests, and what is answered.
+# Types of requests.
 T_IN, T_OUT, T_FLUSH, T_GET_ID, T_DISCARD, T_WRITE_ZEROES = 0, 1, 4, 8, 11, 13
-OK, IOERR, UNSUPP = 0, 1, 2
 
 _QUEUE_SIZE = 256
 _MOST_QUEUES = 64
@@ -52,51 +52,29 @@ _MOST_SEGMENTS = 32  # of one discard or write-zeroes request
 _DISCARD_SECTORS = (1 << 30) // SECTOR  # of one segment
 _ZERO_SECTORS = (128 << 20) // SECTOR  # less: the host may have to write them
 _UNMAP = 1
-_LARGEST_USED = 0xFFFF_FFFF
+# Bytes of one request, which descriptors can make 512 GiB of the same page. Linux's are some MiB at most.
+# Once begun, a request keeps a reset and the machine's end waiting.
+_MOST_BYTES = 64 << 20
+
+#: Registers that say what the disk is. The driver relies on them, and ranges are checked against them.
+_OF_THE_IMAGE = ("CAPACITY", "BLK_SIZE", "NUM_QUEUES", "MAX_DISCARD_SECTORS")
 
 _HEADER = struct.Struct("<IIQ")  # type, reserved, sector
 _SEGMENT = struct.Struct("<QII")  # sector, count, flags
-
-
-class Request:
-    """One request from the time its chain was taken until it is completed. ``status`` is its answer."""
-
-    __slots__ = ("_chain", "_queue", "_ring", "_size", "_status_byte", "data", "job", "status")
-
-    def __init__(self, queue: ActiveQueue, chain: Chain, size: int) -> None:
-        """``size``: bytes of the chain's writable part, of which the last one takes the status."""
-        self._queue = queue
-        self._ring = queue.ring
-        self._chain = chain
-        self._size = size
-        self.data, (self._status_byte,) = split(chain.writable, size - 1)
-        self.status = OK
-        self.job: Job | None = None  # for a worker
-
-    @property
-    def stale(self) -> bool:
-        """Its queue was reset, and the memory is the driver's again."""
-        return self._queue.ring is not self._ring
-
-    def perform(self) -> None:
-        """Do the host I/O."""
-        if self.job is not None:
-            try:
-                self.job()
-            except OSError:
-                self.status = IOERR
-
-    def finish(self) -> None:
-        """Complete the chain."""
-        if not self.stale:
-            self._status_byte[0] = self.status
-            self._queue.complete(self._chain, min(self._size, _LARGEST_USED))
 
 
 def _parse_id(value: str) -> str:
     if not value.isascii() or not value.isprintable() or not 0 < len(value) <= _ID_SIZE:
         raise ValueError(f"up to {_ID_SIZE} printable ASCII characters")
     return value
+
+
+def _transfer_size(views: list[memoryview]) -> int:
+    """Bytes to read or write. Raises OSError for too many."""
+    size = total(views)
+    if size > _MOST_BYTES:
+        raise OSError(errno.EINVAL, "too large a request")
+    return size
 
 
 class Blk(VirtioDevice):
@@ -198,6 +176,16 @@ class Blk(VirtioDevice):
             self.DISCARD_SECTOR_ALIGNMENT = max(image.physical, block) // SECTOR
             self.WRITE_ZEROES_MAY_UNMAP = 1
 
+    def load_state(self, state: State) -> None:
+        """See RegisterDevice. The image has to be like the one that the state was saved with."""
+        for name in _OF_THE_IMAGE:
+            if name in state and state[name] != getattr(self, name):
+                raise ConfigError(
+                    f"The saved state is of a disk with {name} = {state[name]}, not {getattr(self, name)}: "
+                    f"give the machine the disk it was saved with, with the same settings."
+                )
+        super().load_state(state)
+
     def offered(self) -> int:
         """Feature bits."""
         features = feature_set(SEG_MAX, BLK_SIZE, TOPOLOGY)
@@ -280,14 +268,14 @@ class Blk(VirtioDevice):
         return sector * SECTOR
 
     def _start_read(self, views: list[memoryview], _payload: list[memoryview], sector: int) -> Job | int:
-        length = total(views)
+        length = _transfer_size(views)
         offset = self._offset(sector, length)
         if self._afford(length) and self._image.read_cached(views, offset):
             return OK
         return partial(self._image.read, views, offset)
 
     def _start_write(self, _views: list[memoryview], payload: list[memoryview], sector: int) -> Job | int:
-        length = total(payload)
+        length = _transfer_size(payload)
         offset = self._offset(sector, length)
         if self._image.read_only:
             return IOERR

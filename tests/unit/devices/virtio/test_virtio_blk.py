@@ -99,7 +99,7 @@ def make_disk():
     disks = []
 
     def make(kind=DiskImage, *, image=None, **options):
-        disk = Disk(kind(memory_file(), SIZE, **(image or {})), **options)
+        disk = Disk(kind(memory_file(), **{"size": SIZE, **(image or {})}), **options)
         disks.append(disk)
         return disk
 
@@ -214,6 +214,22 @@ class TestRefusedRequests:
         assert disk.ask(blk.T_OUT, sector, [b"x" * size])[0] == blk.IOERR
         assert disk.content() == CONTENT
         assert disk.content(SIZE, 1) == b""
+
+    @pytest.mark.parametrize("kind", [blk.T_IN, blk.T_OUT])
+    def test_request_that_would_take_minutes_is_an_error(self, any_ring, kind):
+        # 65 MiB of the same 4: a driver needs no memory for it, and a disk of that size nothing on the host.
+        disk = any_ring(SlowImage, image={"size": 1 << 30})
+        driver = disk.drivers[0]
+        linked = 0 if disk.packed else 1  # the flag NEXT
+        written = 2 if kind == blk.T_IN else 0
+        status = driver.allocate(b"\xff")
+        header = (driver.allocate(struct.pack("<IIQ", kind, 0, 0)), 16, linked)
+        pages = [(RAM, 4 << 20, written | linked)] * 16 + [(RAM, 512, written | linked)]
+        driver.add_table([header, *pages, (status, 1, 2)])
+        disk.kick()
+        assert len(driver.collect()) == 1
+        assert disk.memory.read(status, 1) == bytes([blk.IOERR])
+        assert disk.image.calls == []
 
     def test_write_to_a_read_only_disk_is_an_error(self, make_disk):
         disk = make_disk(image={"read_only": True})
@@ -381,6 +397,33 @@ class TestConfiguration:
         slow.device.write(32, 1, 0)
         slow.reset()
         assert slow.device.read(32, 1) == 1
+
+
+class TestState:
+    @pytest.mark.parametrize(
+        ("name", "image", "queues"),
+        [
+            ("CAPACITY", {"size": SIZE - 512}, 1),
+            ("CAPACITY", {"size": SIZE + 512}, 1),
+            ("BLK_SIZE", {"block_size": 4096}, 1),
+            ("MAX_DISCARD_SECTORS", {"read_only": True}, 1),
+            ("NUM_QUEUES", {}, 2),
+        ],
+    )
+    def test_state_of_another_disk_is_refused_and_changes_nothing(self, make_disk, name, image, queues):
+        state = make_disk().device.state()
+        other = make_disk(image=image, queues=queues).device
+        before = other.state()
+        with pytest.raises(ConfigError, match=name):
+            other.load_state(state)
+        assert other.state() == before
+
+    def test_state_goes_over_to_the_same_disk(self, make_disk):
+        disk = make_disk()
+        disk.device.write(32, 1, 0)
+        other = make_disk().device
+        other.load_state(disk.device.state())
+        assert other.WRITEBACK == 0
 
 
 class TestWorkers:

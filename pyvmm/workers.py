@@ -22,10 +22,13 @@ if TYPE_CHECKING:
 class WorkerThreads:
     """Up to ``limit`` threads, each started when a job finds all others busy.
 
+    The limit is several times what one disk takes at most (``devices.virtio.jobs``), so that a disk that
+    hangs does not hold up the other devices. Threads that are not needed are never started.
+
     A job that raises is reported through ``on_error``; the thread goes on.
     """
 
-    def __init__(self, on_error: Callable[[BaseException], None], limit: int = 4) -> None:
+    def __init__(self, on_error: Callable[[BaseException], None], limit: int = 16) -> None:
         self._on_error = on_error
         self._limit = limit
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()

@@ -8,6 +8,7 @@ import weakref
 import pytest
 from fakes.threads import PATIENCE, happens, in_time
 
+from pyvmm.devices.virtio import jobs
 from pyvmm.workers import WorkerThreads
 
 
@@ -44,6 +45,20 @@ def test_jobs_that_block_run_side_by_side_up_to_the_limit(workers):
     for _ in range(6):
         assert met.acquire(timeout=PATIENCE)
     assert names() == ["work-0", "work-1", "work-2"]
+
+
+def test_two_disks_that_hang_leave_threads_for_other_devices(errors):
+    workers = WorkerThreads(errors.append)
+    go, done = threading.Event(), threading.Event()
+    try:
+        for _ in range(2 * jobs._RUNNERS):
+            workers.submit(lambda: happens(go))
+        workers.submit(done.set)
+        happens(done)
+    finally:
+        go.set()
+        in_time(workers.stop)
+    assert errors == []
 
 
 def test_one_thread_serves_jobs_that_come_one_after_the_other(workers):

@@ -33,7 +33,9 @@ if TYPE_CHECKING:
             """Complete the chain. On the loop's thread, inside the session."""
 
 
-_RUNNERS = 4  # at a time: how deep a slow disk's queue gets
+# At a time: how deep a slow disk's queue gets. All devices of a machine share the workers, of whom one device
+# must never have more than a few: the others' requests, and resets that wait for them, would wait for it.
+_RUNNERS = 4
 _BATCH = 16  # requests of one runner: it ends now and then, so that other devices' jobs get their turn
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from pyvmm.devices.p9.beneath import open_root
+from pyvmm.devices.p9.fids import Budget
 from pyvmm.devices.p9.server import Server
 
 NAMES = st.sampled_from([b"a", b"b", b"c"])
@@ -31,7 +32,7 @@ class Folders(RuleBasedStateMachine):
         self.twin = os.fsencode(self.base / "twin")
         os.mkdir(self.twin)
         os.mkdir(self.base / "share")
-        self.server = Server(open_root(str(self.base / "share"), "--9p"), writable=True, limit=100)
+        self.server = Server(open_root(str(self.base / "share"), "--9p"), writable=True, budget=Budget(100))
         self.client = P9Client(serve(self.server, patient=False))
         self.root = self.client.start(uid=os.geteuid())
 

@@ -69,14 +69,35 @@ class Fid:
         return self.access is not None and self.access != os.O_RDONLY
 
 
+class Budget:
+    """How many fids there may be in all tables together, each of which costs a descriptor of the process."""
+
+    def __init__(self, limit: int) -> None:
+        self._lock = threading.Lock()  # a leaf, taken under a table's
+        self._left = limit
+
+    def take(self) -> bool:
+        """One more, unless there are too many."""
+        with self._lock:
+            if not self._left:
+                return False
+            self._left -= 1
+            return True
+
+    def give_back(self) -> None:
+        """One less."""
+        with self._lock:
+            self._left += 1
+
+
 class Fids:
-    """The table of one session. At most ``limit`` numbers are in use; ``on_close`` hears of those that held
-    locks when nobody uses them any more.
+    """The table of one session, on a ``budget``. ``on_close`` hears of fids that held locks when nobody uses
+    them any more.
     """
 
-    def __init__(self, limit: int, on_close: Callable[[Fid], None]) -> None:
+    def __init__(self, budget: Budget, on_close: Callable[[Fid], None]) -> None:
         self._lock = threading.Lock()
-        self._limit = limit
+        self._budget = budget
         self._on_close = on_close
         self._fids: dict[int, Fid] = {}
         self._closed = False
@@ -114,7 +135,7 @@ class Fids:
             return errno.ECONNABORTED
         if self._fids.get(number) is not instead_of:
             return errno.EBADF
-        if instead_of is None and len(self._fids) >= self._limit:
+        if not self._budget.take():
             return errno.EMFILE
         return 0
 
@@ -140,6 +161,7 @@ class Fids:
             if fid.locked:
                 self._on_close(fid)
             os.close(fid.fd)
+            self._budget.give_back()
 
     def clear(self) -> None:
         """Forget all numbers: the guest begins anew."""

@@ -29,6 +29,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pyvmm.devices.p9.fids import Budget
+
 MIN_MSIZE, MAX_MSIZE = 4096, 1 << 20
 LATER = -1
 
@@ -58,14 +60,14 @@ class Request:
 
 
 class Server:
-    """Serves the folder of descriptor ``root`` for one session. ``limit``: how many fids there may be."""
+    """Serves the folder of descriptor ``root`` for one session; its fids are on ``budget``."""
 
-    def __init__(self, root: int, *, writable: bool, limit: int) -> None:
+    def __init__(self, root: int, *, writable: bool, budget: Budget) -> None:
         self.root = root
         self.writable = writable
         self.devices = Devices(root)
         self.locks = Locks(writable)
-        self.fids = Fids(limit, self.locks.forget)
+        self.fids = Fids(budget, self.locks.forget)
         self.msize = 0  # of a frame in bytes; 0 until Tversion
         #: Frames that were none.
         self.odd = 0

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from functools import partial
+from functools import cache, partial
 
 from pyvmm.devices import settings as keys
 from pyvmm.devices.p9.beneath import open_root
+from pyvmm.devices.p9.fids import Budget
 from pyvmm.devices.p9.hostcalls import PROC_SUPER_MAGIC, fstatfs
 from pyvmm.devices.p9.protocol import HEADER, TFLUSH
 from pyvmm.devices.p9.server import LATER, Server
@@ -40,7 +41,8 @@ QUEUE_SIZE = 128
 #: Requests on worker threads at a time; more wait here and leave threads to other devices.
 MAX_JOBS = 3
 
-_PLENTY = 1 << 16  # descriptors; a guest's cache of names holds one for each
+# Descriptors of the process. A guest's cache of names holds one for each.
+_PLENTY = 1 << 18
 _RESERVE = 256  # for everything else
 
 
@@ -64,13 +66,13 @@ class P9(VirtioDevice):
     TAG_LEN = Reg(0, 16, access="r")
     TAG = RegArray(2, 8, count=MAX_TAG, access="r")
 
-    def __init__(self, root: int, tag: bytes, *, writable: bool, limit: int) -> None:
-        """``root``: the folder's descriptor, which the device closes. ``limit``: of fids."""
+    def __init__(self, root: int, tag: bytes, *, writable: bool, budget: Budget) -> None:
+        """``root``: the folder's descriptor, which the device closes. ``budget``: of fids."""
         super().__init__((QUEUE_SIZE,), TAG=len(tag))
         self._root = root
         self._tag = tag
         self._writable = writable
-        self._limit = limit
+        self._budget = budget
         #: Chains that held no request, or had no room for an answer.
         self.odd_requests = 0
         self._idle()
@@ -95,7 +97,7 @@ class P9(VirtioDevice):
         if fstatfs(root)[0] == PROC_SUPER_MAGIC:
             os.close(root)
             raise ConfigError(f"{settings.what}: {path} holds processes, not files; share another folder.")
-        return cls(root, tag, writable=settings.flag("rw"), limit=_fid_limit())
+        return cls(root, tag, writable=settings.flag("rw"), budget=_budget())
 
     def reset(self) -> None:
         """The tag is there from the start."""
@@ -110,7 +112,7 @@ class P9(VirtioDevice):
     def activate(self, session: Session) -> None:
         """A session of the guest's has fids of its own."""
         self._session = session
-        self._server = Server(self._root, writable=self._writable, limit=self._limit)
+        self._server = Server(self._root, writable=self._writable, budget=self._budget)
 
     def _idle(self) -> None:
         self._running: dict[Chain, int] = {}  # on a worker, and the request's tag
@@ -199,14 +201,27 @@ def _nothing(_result: None) -> None:
     """The session is over."""
 
 
-def _fid_limit() -> int:
-    """Descriptors one device may use up. First make room for them, as far as the host's limit allows."""
+def _finite(limit: int) -> int:
+    return _PLENTY if limit < 0 else limit  # RLIM_INFINITY is -1
+
+
+def _raise_limit(soft: int, hard: int) -> int:
+    """``soft``, or 0 when it is not allowed: raising the hard limit takes privileges."""
     import resource
 
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = _PLENTY if hard == resource.RLIM_INFINITY else min(hard, _PLENTY)
-    if soft != resource.RLIM_INFINITY and soft < most:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-        soft = most
-    available = most if soft == resource.RLIM_INFINITY else soft
-    return max((available - _RESERVE) // 4, 64)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    except (OSError, ValueError):
+        return 0
+    return soft
+
+
+@cache
+def _budget() -> Budget:
+    """What all devices of this process may use up. First make room, as far as the host allows."""
+    import resource
+
+    soft, hard = map(_finite, resource.getrlimit(resource.RLIMIT_NOFILE))
+    if soft < _PLENTY:
+        soft = _raise_limit(_PLENTY, max(hard, _PLENTY)) or _raise_limit(hard, hard) or soft
+    return Budget(max(soft - _RESERVE, _RESERVE))

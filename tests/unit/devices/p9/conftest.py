@@ -7,6 +7,7 @@ import pytest
 from fakes.p9client import P9Client, serve
 
 from pyvmm.devices.p9.beneath import open_root
+from pyvmm.devices.p9.fids import Budget
 from pyvmm.devices.p9.server import Server
 
 SECRET = b"not to be seen"
@@ -28,7 +29,7 @@ def make_server(share):
     servers = []
 
     def make(*, writable=True, limit=1000):
-        servers.append(Server(open_root(str(share), "--9p"), writable=writable, limit=limit))
+        servers.append(Server(open_root(str(share), "--9p"), writable=writable, budget=Budget(limit)))
         return servers[-1]
 
     yield make

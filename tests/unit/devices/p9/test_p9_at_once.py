@@ -9,6 +9,7 @@ from fakes.p9client import P9Client, P9Error, frame, serve
 
 from pyvmm.devices.p9 import attrs, hostcalls
 from pyvmm.devices.p9.beneath import open_root
+from pyvmm.devices.p9.fids import Budget
 from pyvmm.devices.p9.server import LATER, Server
 
 
@@ -129,7 +130,7 @@ def test_names_that_are_not_in_memory_are_left_for_later(server, monkeypatch, co
 
 def test_file_system_that_may_be_far_away_is_never_asked_at_once(share, monkeypatch):
     monkeypatch.setattr(attrs, "fstatfs", lambda fd: (0x6969,))  # NFS
-    server = Server(open_root(str(share), "--9p"), writable=True, limit=10)
+    server = Server(open_root(str(share), "--9p"), writable=True, budget=Budget(10))
     root = P9Client(serve(server)).start()
     assert at_once(server, "getattr", root, 0) == LATER
     server.close()

@@ -11,6 +11,7 @@ from fakes.p9client import P9Client, P9Error, serve
 
 from pyvmm.devices.p9 import beneath, hostcalls
 from pyvmm.devices.p9.beneath import open_root
+from pyvmm.devices.p9.fids import Budget
 from pyvmm.devices.p9.server import Server
 from pyvmm.errors import ConfigError
 
@@ -163,7 +164,7 @@ def test_pipe_socket_and_devices_are_never_opened(client, share):
 
 
 def test_process_file_system_beneath_the_folder_is_out_of_bounds():
-    server = Server(open_root("/", "--9p"), writable=False, limit=100)
+    server = Server(open_root("/", "--9p"), writable=False, budget=Budget(100))
     try:
         client = P9Client(serve(server))
         root = client.start()
@@ -177,7 +178,7 @@ def test_process_file_system_beneath_the_folder_is_out_of_bounds():
 
 def test_file_on_another_file_system_has_another_qid_path(client, share):
     inode = client.getattr(client.root)["inode"]
-    server = Server(open_root("/", "--9p"), writable=False, limit=100)
+    server = Server(open_root("/", "--9p"), writable=False, budget=Budget(100))
     try:
         outer = P9Client(serve(server))
         root = outer.start()

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pyvmm.devices.p9.beneath import open_root
+from pyvmm.devices.p9.fids import Budget
 from pyvmm.devices.p9.server import Server
 
 
@@ -189,7 +190,7 @@ def test_random_frames_never_raise_and_never_leave(share, requests, room):
     if not os.path.lexists(share / "l"):
         (share / "l").symlink_to("../secret")
     before = (share.parent / "secret").lstat()
-    server = Server(open_root(str(share), "--9p"), writable=True, limit=20)
+    server = Server(open_root(str(share), "--9p"), writable=True, budget=Budget(20))
     try:
         P9Client(serve(server)).start()
         for request in requests:

@@ -6,10 +6,13 @@ import os
 import struct
 
 import pytest
-from fakes.p9client import P9Client, P9Error, frame
+from fakes.p9client import P9Client, P9Error, frame, serve
 from fakes.virtio import Rig, make_services
 
+from pyvmm.devices.p9.beneath import open_root
+from pyvmm.devices.p9.fids import Budget
 from pyvmm.devices.settings import parse
+from pyvmm.devices.virtio import p9
 from pyvmm.devices.virtio.p9 import MAX_JOBS, P9
 from pyvmm.errors import ConfigError
 
@@ -210,3 +213,49 @@ def test_close_twice_is_harmless(share):
     device = open_device(str(share))
     device.close()
     device.close()
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "privileged", "fids"),
+    [
+        (1024, 4096, False, 4096 - 256),
+        (1024, 4096, True, (1 << 18) - 256),
+        (1024, 1 << 20, False, (1 << 18) - 256),
+        (1 << 20, 1 << 20, False, (1 << 20) - 256),
+        (-1, -1, False, (1 << 18) - 256),
+        (64, 64, False, 256),
+    ],
+)
+def test_descriptors_for_fids_are_as_many_as_the_host_allows(monkeypatch, soft, hard, privileged, fids):
+    limits = [soft, hard]
+
+    def setrlimit(which, wanted):
+        if wanted[1] > limits[1] >= 0 and not privileged:
+            raise ValueError("not allowed to raise maximum limit")
+        limits[:] = wanted
+
+    monkeypatch.setattr("resource.getrlimit", lambda which: tuple(limits))
+    monkeypatch.setattr("resource.setrlimit", setrlimit)
+    budget = p9._budget.__wrapped__()
+    count = 0
+    while budget.take():
+        count += 1
+    assert count == fids
+
+
+def test_devices_share_the_descriptors_there_are(share):
+    budget = Budget(3)
+    roots = [open_root(str(share), "--9p") for _ in range(2)]
+    with (
+        Rig(P9(roots[0], b"one", writable=False, budget=budget)) as one,
+        Rig(P9(roots[1], b"two", writable=False, budget=budget)) as other,
+    ):
+        one.start()
+        other.start()
+        sessions = [P9Client(serve(rig.device._server)) for rig in (one, other)]
+        first, second = [client.start() for client in sessions]
+        sessions[0].walk(first)
+        with pytest.raises(P9Error, match="Too many open files"):
+            sessions[1].walk(second)
+        one.reset()
+        sessions[1].walk(second)

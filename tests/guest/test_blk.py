@@ -80,6 +80,7 @@ def same(one, other):
     return subprocess.run(["cmp", str(one), str(other)], check=False).returncode == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_256_mib_are_copied_by_several_jobs_and_are_equal(disk_guest, image, transport):
     source, target = image("source.img", 256 * MIB, seed=1), image("target.img", 256 * MIB)

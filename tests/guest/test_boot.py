@@ -62,6 +62,7 @@ def test_emulated_imsic_works_too(boot, has_aia):
     assert guest.end()[0] == 0
 
 
+@pytest.mark.long
 def test_serial_console_carries_files_both_ways_intact(boot):
     check_files_go_both_ways(boot(options=["--console=serial"]))
 

@@ -29,6 +29,7 @@ def image(real_kvm, tmp_path):
     copy.unlink()
 
 
+@pytest.mark.long
 def test_debian_boots_from_disk_gets_an_address_runs_programs_and_leaves_a_clean_disk(boot, image):
     guest = boot(
         cpus=2,

@@ -156,6 +156,7 @@ def off(guest):
     assert guest.end() == (0, "the guest powered off")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("vhost", DATA_PATHS)
 def test_tap_carries_100_mib_each_way(tap_guest, web, vhost):
     guest = tap_guest(f"vhost={vhost}")
@@ -194,6 +195,7 @@ def test_several_queues_and_frames_of_all_sizes_work_also_when_the_driver_comes_
     off(guest)
 
 
+@pytest.mark.long
 def test_passt_carries_pings_100_mib_each_way_and_published_ports(user_guest, web, host_pings):
     guest = user_guest(f"publish={PORT}:22")
     assert "2 packets received" in guest.run(f"ping -c 2 {guest.gateway}")

@@ -84,8 +84,8 @@ class StreamPort(Port):
     def forget(self, queue: ActiveQueue) -> None:
         """See Port."""
         super().forget(queue)
-        if self._closing:
-            self._hang_up()
+        if self._closing and queue is not self._input and self._session is not None:
+            self._session.post(self.work_output)  # which hangs up: what was still to go out is gone
 
     def connect(self, read_fd: int, write_fd: int) -> None:
         """A peer is there. The descriptors are the port's from now on, and must be two."""

@@ -734,6 +734,35 @@ def test_host_out_of_descriptors_lets_the_client_wait(rig, clients, path, monkey
     assert guest.told() == [(1, OPEN, 1, b"")]
 
 
+@pytest.mark.parametrize("queue", [RX1, TX1])
+def test_reset_of_a_queue_of_a_closed_port_does_not_touch_the_other(guest, clients, path, queue):
+    client = clients(path)
+    guest.rig.loop.run()
+    guest.told()
+    driver, core = guest.rig.drivers[TX1], guest.rig.core
+    for _ in range(200):  # until the socket is full, with more in the queue
+        for _ in range(4):
+            driver.add_chain([b"x" * 8000])
+        guest.rig.kick(TX1)
+        if len(driver.collect()) < 4:
+            break
+    guest.control(1, OPEN, 0)
+    # An index that cannot be: whoever looks at the queue finds the ring broken.
+    guest.rig.memory.write(driver.setup.driver + 2, struct.pack("<H", 0x7777))
+    with core.lock:
+        core.queue_select = queue
+        core.disable_queue()
+        assert not guest.rig.broken
+    guest.rig.loop.run()
+    assert not guest.rig.broken
+    if queue == TX1:
+        assert guest.told() == [(1, OPEN, 0, b"")]
+        assert b"x" in client.recv(100)
+        client.settimeout(1)
+        while client.recv(1 << 20):
+            pass
+
+
 # What else can be at the host end
 
 

@@ -95,16 +95,19 @@ class Console(VirtioDevice):
         self.reset()
 
     @classmethod
+    def check(cls, settings: Settings) -> None:
+        """Raise ConfigError for what cannot be a port."""
+        from pyvmm.devices.virtio.portsetting import check_port
+
+        check_port(settings)
+
+    @classmethod
     def open(cls, settings: Settings, services: Services) -> Console:
         """A device with one named port. Raises ConfigError, HostError."""
-        from pyvmm.devices.virtio.portsetting import PortSetting
+        from pyvmm.devices.virtio.portsetting import open_port
 
         del services
-        name, unix, file = settings.require("name"), settings.text("unix"), settings.text("file")
-        if (unix is None) == (file is None):
-            raise ConfigError(f"{settings.what} needs either unix= or file=.")
-        kind, path = ("unix", unix) if unix else ("file", file)
-        port = PortSetting(name, kind, path or "", settings.what).open()
+        port = open_port(settings)
         device = cls(None, (port,))
         device._owned = (port,)
         return device

@@ -8,7 +8,6 @@ import stat
 
 from pyvmm.devices.virtio.chain import split
 from pyvmm.devices.virtio.consoleports import Port
-from pyvmm.devices.virtio.portsetting import check_name
 from pyvmm.errors import ConfigError
 
 TYPE_CHECKING = False
@@ -26,7 +25,6 @@ class FilePort(Port):
     """
 
     def __init__(self, name: str, path: str, what: str = "") -> None:
-        check_name(name, what or f"Port {name!r}")
         super().__init__(name)
         self._writing: list[memoryview] | None = None  # by a worker
         self._fd = _open_to_append(path, what or f"Port {name!r}")

@@ -9,7 +9,6 @@ import socket
 import stat
 
 from pyvmm.devices.virtio.consolestream import Interest, StreamPort
-from pyvmm.devices.virtio.portsetting import check_name
 from pyvmm.errors import ConfigError, HostError
 
 TYPE_CHECKING = False
@@ -30,7 +29,6 @@ class UnixPort(StreamPort):
     """
 
     def __init__(self, name: str, path: str, what: str = "") -> None:
-        check_name(name, what or f"Port {name!r}")
         super().__init__(name)
         self._path = path
         self._listener = _listener(path, what or f"Port {name!r}")

@@ -18,8 +18,6 @@ import select
 
 from pyvmm.devices.virtio.chain import total
 from pyvmm.devices.virtio.consoleports import Port
-from pyvmm.devices.virtio.portsetting import check_name
-from pyvmm.errors import ConfigError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -187,24 +185,3 @@ class StreamPort(Port):
     def close(self) -> None:
         """See Port."""
         self._close_stream()
-
-
-class FdPort(StreamPort):
-    """A port on descriptors of the caller's: pipes, a socket and its duplicate, a terminal.
-
-    They may be one. The port takes them over, and closes them at the end of the one conversation they carry.
-    Raises ConfigError for a file.
-    """
-
-    def __init__(self, name: str, read_fd: int, write_fd: int) -> None:
-        check_name(name, f"Port {name!r}")
-        if read_fd == write_fd:
-            write_fd = os.dup(read_fd)
-        try:
-            with select.epoll() as probe:  # which a file refuses
-                probe.register(read_fd)
-                probe.register(write_fd)
-        except PermissionError:
-            raise ConfigError(f"Port {name!r} takes pipes, sockets and terminals, not files.") from None
-        super().__init__(name)
-        self.connect(read_fd, write_fd)

@@ -12,8 +12,6 @@ from pyvmm.devices import settings
 from pyvmm.devices.virtio.console import F_EMERG_WRITE, F_MULTIPORT, F_SIZE, Console
 from pyvmm.devices.virtio.consolefile import FilePort
 from pyvmm.devices.virtio.consolesocket import UnixPort
-from pyvmm.devices.virtio.consolestream import FdPort
-from pyvmm.devices.virtio.portsetting import parse_port
 from pyvmm.errors import ConfigError
 
 RX, TX, CONTROL_IN, CONTROL_OUT, RX1, TX1, RX2, TX2 = range(8)
@@ -766,44 +764,6 @@ def test_reset_of_a_queue_of_a_closed_port_does_not_touch_the_other(guest, clien
 # What else can be at the host end
 
 
-def test_port_on_pipes_carries_one_conversation(tmp_path):
-    (to_read, to_guest), (from_guest, to_write) = os.pipe(), os.pipe()
-    port = FdPort("pipes", to_read, to_write)
-    with Rig(Console(None, [port])) as rig:
-        guest = Guest(rig).start()
-        assert (1, OPEN, 1, b"") in guest.take_port()
-        guest.offer(RX1)
-        os.write(to_guest, b"in")
-        rig.loop.run()
-        assert guest.read(RX1) == b"in"
-        guest.write(TX1, b"out")
-        guest.control(1, OPEN, 0)
-        assert os.read(from_guest, 100) == b"out"
-        assert os.read(from_guest, 100) == b""
-        assert guest.told() == [(1, OPEN, 0, b"")]
-    os.close(to_guest)
-    os.close(from_guest)
-
-
-def test_port_on_one_socket_serves_both_ways():
-    ours, theirs = socket.socketpair()
-    fd = theirs.detach()
-    port = FdPort("socket", fd, fd)
-    with Rig(Console(None, [port])) as rig:
-        guest = Guest(rig).start()
-        guest.take_port()
-        guest.write(TX1, b"out")
-        assert ours.recv(9) == b"out"
-    port.close()
-    assert ours.recv(9) == b""
-    ours.close()
-
-
-def test_port_on_a_file_descriptor_of_a_file_is_refused(tmp_path):
-    with open(tmp_path / "file", "w+b") as file, pytest.raises(ConfigError, match="not files"):
-        FdPort("port", file.fileno(), file.fileno())
-
-
 @PACKED
 def test_port_on_a_file_appends_what_the_guest_writes(tmp_path, packed):
     (tmp_path / "log").write_bytes(b"before\n")
@@ -924,34 +884,48 @@ def test_state_goes_over_to_a_device_of_the_same_make(rig, tmp_path):
 # What the user may say
 
 
+def said(text):
+    return settings.parse(f"--port {text}", text, Console.SETTINGS, Console.POSITIONAL)
+
+
 def test_setting_names_a_socket_or_a_file(path, tmp_path):
-    setting = parse_port(f"agent=unix:{path}")
-    assert (setting.name, setting.kind, setting.path) == ("agent", "unix", path)
-    port = setting.open()
-    assert isinstance(port, UnixPort)
-    port.close()
-    port = parse_port(f"log.1=file:{tmp_path}/a:b=c").open()
-    assert isinstance(port, FilePort)
-    port.close()
+    for text, kind in ((f"agent,unix={path}", UnixPort), (f"log.1,file={tmp_path}/a:b=c", FilePort)):
+        Console.check(said(text))
+        device = Console.open(said(text), None)
+        assert isinstance(device._ports[1], kind)
+        assert device._ports[1].name == text.partition(",")[0]
+        device.close()
     assert (tmp_path / "a:b=c").exists()
+    assert not os.path.exists(path)
+
+
+def test_checking_a_setting_makes_nothing(path, tmp_path):
+    Console.check(said(f"agent,unix={path}"))
+    Console.check(said(f"agent,file={tmp_path}/file"))
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("agent", "NAME=unix:PATH"),
-        ("agent=tcp:80", "NAME=unix:PATH"),
-        ("agent=unix:", "NAME=unix:PATH"),
-        ("=unix:x", "letters"),
-        ("a/b=unix:x", "letters"),
-        ("..=unix:x", "letters"),
-        ("a" * 64 + "=unix:x", "63 at most"),
-        ("a\u00e4=unix:x", "letters"),
+        ("agent", "NAME,unix=PATH"),
+        ("unix=x", "NAME,unix=PATH"),
+        ("agent,unix=x,file=y", "NAME,unix=PATH"),
+        ("agent=unix:/tmp/x", "NAME,unix=PATH"),
+        ("agent=unix:/tmp/x,unix=y", "NAME,unix=PATH"),
+        ("agent:unix,unix=x", "NAME,unix=PATH"),
+        ("a/b,unix=x", "letters"),
+        ("..,unix=x", "letters"),
+        ("a" * 64 + ",unix=x", "63 at most"),
+        ("a\u00e4,unix=x", "letters"),
     ],
 )
-def test_setting_that_makes_no_sense_is_refused(text, message):
-    with pytest.raises(ConfigError, match=message):
-        parse_port(text)
+def test_setting_that_makes_no_sense_is_refused(text, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for use in (Console.check, lambda chosen: Console.open(chosen, None)):
+        with pytest.raises(ConfigError, match=message):
+            use(said(text))
+    assert os.listdir() == []
 
 
 def test_socket_a_dead_program_left_is_replaced(path):
@@ -1013,12 +987,6 @@ def test_device_of_its_own_has_one_port(path):
     assert os.path.exists(path)
     device.close()
     assert not os.path.exists(path)
-
-
-@pytest.mark.parametrize("body", ["agent", "agent,unix=a,file=b"])
-def test_device_of_its_own_needs_one_host_end(body):
-    with pytest.raises(ConfigError, match="either unix= or file="):
-        Console.open(parse(body), None)
 
 
 def test_more_ports_than_there_can_be_are_refused(tmp_path):

@@ -11,8 +11,8 @@ from pyvmm.devices.p9 import attrs, beneath
 from pyvmm.devices.p9.beneath import check_name, refusal
 from pyvmm.devices.p9.fids import Fid
 from pyvmm.devices.p9.hostcalls import fstatfs, getdents64
-from pyvmm.devices.p9.protocol import COUNT, NOFID, QID, string
-from pyvmm.devices.p9.xattrs import MAX_WRITTEN, ListedXattr, WrittenXattr
+from pyvmm.devices.p9.protocol import COUNT, NOFID, QID, WRITE_HEADER, string
+from pyvmm.devices.p9.xattrs import MAX_WRITTEN, XATTR_SIZE_MAX, ListedXattr, WrittenXattr
 from pyvmm.devices.virtio.chain import gather, scatter, split, total
 
 TYPE_CHECKING = False
@@ -122,13 +122,15 @@ def _read(fd: int, room: list[memoryview], offset: int, patient: bool) -> int:
 
 def write(server: Server, request: Request, number: int, offset: int, count: int) -> bytes:
     """Data for a file, straight from the guest's buffer; or for an extended attribute's value."""
+    if count > server.msize - WRITE_HEADER:  # descriptors may repeat: a chain can have more than the guest
+        raise refusal(errno.EINVAL)
     data = split(request.payload, count)[0]
     if total(data) < count:
         raise refusal(errno.EPROTO)
     with server.fids.use(number) as fid:
         if isinstance(fid.xattr, WrittenXattr):
             with fid.turn:
-                fid.xattr.write(offset, gather(data))
+                fid.xattr.write(offset, gather(data, XATTR_SIZE_MAX + 1))
             return COUNT.pack(count)
         fd = fid.opened()
         return COUNT.pack(os.pwritev(fd, data[:_MAX_IOV], offset) if data else 0)

@@ -5,6 +5,7 @@ import errno
 import os
 import struct
 import threading
+import tracemalloc
 
 import pytest
 from fakes.p9client import HEADER, REQUESTS, P9Client, P9Error, frame, serve
@@ -85,7 +86,34 @@ def test_counts_of_four_gigabytes_are_bounded_by_the_buffer(server, share):
     most = (1 << 32) - 1
     assert len(answer_of(server, frame("read", fid, 0, most))) == 4096
     assert len(answer_of(server, frame("readdir", directory, 0, most))) <= 4096
-    assert error_of(answer_of(server, frame("write", fid, 0, most, b"x"))) == errno.EPROTO
+    assert error_of(answer_of(server, frame("write", fid, 0, most, b"x"))) == errno.EINVAL
+    assert error_of(answer_of(server, frame("write", fid, 0, 2, b"x"))) == errno.EPROTO
+
+
+def test_write_larger_than_a_frame_is_refused(server, share):
+    fid = P9Client(serve(server)).create(101, b"a")
+    most = server.msize - 23
+    assert error_of(answer_of(server, frame("write", fid, 0, most + 1, bytes(most + 1)))) == errno.EINVAL
+    assert (share / "a").stat().st_size == 0
+    assert answer_of(server, frame("write", fid, 0, most, bytes(most)))[4] == 119
+    assert (share / "a").stat().st_size == most
+
+
+def test_extended_attribute_is_not_copied_beyond_what_one_may_have(make_server, share):
+    (share / "a").write_bytes(b"")
+    server = make_server()
+    client = P9Client(serve(server))
+    fid = client.walk(client.start(msize=1 << 20), b"a")
+    client.do("xattrcreate", fid, b"user.a", 65536, 0)
+    size = (1 << 20) - 23
+    request = [memoryview(frame("write", fid, 0, size, bytes(size)))]
+    answer = bytearray(100)
+    tracemalloc.start()
+    written = server.handle(request, [memoryview(answer)])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert error_of(bytes(answer[:written])) == errno.ENOSPC
+    assert peak < 200_000
 
 
 def test_buffers_in_a_thousand_pieces_are_served(server, share):

@@ -8,11 +8,10 @@ import random
 import stat
 import tarfile
 
-FILES = 2000
 SLOW = 900  # seconds: thousands of files on an emulated host
 
 
-def source_tree(path, files=FILES):
+def source_tree(path, files):
     """Write a tar file like a source tree: folders, small files, links, modes. Returns what is in it."""
     chooser = random.Random(9)
     expected = {}
@@ -57,9 +56,9 @@ def found_on_host(folder, top="tree"):
     return found
 
 
-def exercise(guest, folder):
+def exercise(guest, folder, files):
     """Work on ``folder``, which the guest has at /mnt, and look at the outcome from the host."""
-    expected = source_tree(folder / "source.tar")
+    expected = source_tree(folder / "source.tar", files)
     guest.run("cd /mnt && tar xf source.tar", SLOW)
     assert found_on_host(folder) == expected
     guest.run("cp -a tree/dir00 copy && diff -r tree/dir00 copy && rm -r copy", SLOW)
@@ -67,7 +66,7 @@ def exercise(guest, folder):
     assert os.readlink(folder / "hard") == expected["tree/dir01/link"][1]
     guest.run("ln tree/dir00/moved.c twin && test $(stat -c %h twin) = 2")
     assert (folder / "twin").stat().st_nlink == 2
-    guest.run("test $(find tree moved | wc -l) = " + str(len(expected) + FILES // 50 + 1), SLOW)
+    guest.run("test $(find tree moved | wc -l) = " + str(len(expected) + files // 50 + 1), SLOW)
     guest.run('rm -r tree moved hard twin && test -z "$(ls | grep -v source.tar)"', SLOW)
     assert os.listdir(folder) == ["source.tar"]
 

@@ -70,7 +70,8 @@ class NotifyCapability(StructureCapability):
 class WindowCapability(Capability):
     """Access to BAR ``region`` through configuration space, for drivers that cannot map it (4.1.4.9).
 
-    The driver chooses bar, offset and a length of 1, 2 or 4; what lies there then appears in DATA.
+    The driver chooses bar, offset and a length of 1, 2 or 4; what lies there then appears in DATA, for an
+    access of that length, as firmware makes it, or of all four bytes.
     """
 
     ID = 0x09
@@ -90,6 +91,20 @@ class WindowCapability(Capability):
         self._size = size
         self._region = region
         self.reset()
+
+    def decode(self, offset: int, size: int, is_write: bool, value: int) -> tuple[str, str]:
+        """See RegisterDevice."""
+        return super().decode(offset, 4 if offset == _WINDOW else size, is_write, value)
+
+    def _build_reader(self, offset: int, size: int) -> Callable[[], int]:
+        if offset == _WINDOW and size < 4:
+            return lambda: self._read_data() if size == self.LENGTH else self._odd_read()
+        return super()._build_reader(offset, size)
+
+    def _build_writer(self, offset: int, size: int) -> Callable[[int], After]:
+        if offset == _WINDOW and size < 4:
+            return lambda value: self._write_data(value) if size == self.LENGTH else self._odd_write(value)
+        return super()._build_writer(offset, size)
 
     def _chosen(self) -> int:
         """How many bytes the driver asked for, if it is an access that the region takes; else 0."""

@@ -212,11 +212,17 @@ def test_pci_masked_vector_is_kept_and_delivered_when_unmasked(pci):
     assert pci.lines.made[1].delivered == [(0x0800_0000, 0x41)]
 
 
-def test_pci_registers_can_be_reached_through_configuration_space(pci):
+def window(pci):
+    """Configuration space, and where in it the window is."""
     config = pci.pci.at("00:01.0")
     at = config.read(0x34, 1)
     while not (config.read(at, 1) == 9 and config.read(at + 3, 1) == pcicaps.PCI_CFG):
         at = config.read(at + 1, 1)
+    return config, at
+
+
+def test_pci_registers_can_be_reached_through_configuration_space(pci):
+    config, at = window(pci)
     config.write(at + 4, 1, 0)
     config.write(at + 8, 4, 0x14)
     config.write(at + 12, 4, 1)
@@ -226,3 +232,31 @@ def test_pci_registers_can_be_reached_through_configuration_space(pci):
     assert config.read(at + 16, 4) == 0
     config.write(at + 4, 1, 2)
     assert config.read(at + 16, 4) == 0
+
+
+def test_pci_window_takes_accesses_of_the_length_that_was_chosen(pci):
+    config, at = window(pci)
+
+    def choose(offset, length):
+        config.write(at + 8, 4, offset)
+        config.write(at + 12, 4, length)
+
+    choose(0x14, 1)
+    config.write(at + 16, 1, bits.ACKNOWLEDGE)
+    assert config.read(at + 16, 1) == pci.status() == bits.ACKNOWLEDGE
+    config.write(at + 16, 2, 0)  # another length, and another lane
+    config.write(at + 17, 1, 0)
+    assert (config.read(at + 16, 2), config.read(at + 17, 1)) == (0, 0)
+    assert pci.status() == bits.ACKNOWLEDGE
+    choose(0x10, 2)
+    assert config.read(at + 16, 2) == 0xFFFF  # no vector
+    choose(0x08, 4)
+    config.write(at + 16, 4, 1)
+    assert config.read(at + 16, 4) == 1
+
+
+def test_pci_window_is_named_in_the_trace_whatever_the_length(pci):
+    _, at = window(pci)
+    names = {pci.transport.function.decode(at + 16, size, False, 1)[0] for size in (1, 2, 4)}
+    assert len(names) == 1
+    assert "DATA" in names.pop()

@@ -22,7 +22,9 @@ _STATFS = struct.Struct("=qqQQQQQQq")  # struct statfs: type, bsize, blocks ... 
 _TIMES = struct.Struct("=qqqq")  # struct timespec[2]
 _RETRIES = 16
 
-RESOLVE_CACHED = 0x20  # linux/openat2.h: EAGAIN rather than asking the disk. Since Linux 5.12
+# linux/openat2.h
+RESOLVE_NO_XDEV = 0x01  # EXDEV rather than entering another mount
+RESOLVE_CACHED = 0x20  # EAGAIN rather than asking the disk. Since Linux 5.12
 
 _libc = ctypes.CDLL(None, use_errno=True)
 

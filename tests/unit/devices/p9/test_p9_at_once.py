@@ -8,7 +8,7 @@ import pytest
 from fakes.p9client import P9Client, P9Error, frame, serve
 
 from pyvmm.devices.p9 import attrs, hostcalls
-from pyvmm.devices.p9.beneath import open_root
+from pyvmm.devices.p9.beneath import open_root, step
 from pyvmm.devices.p9.fids import Budget
 from pyvmm.devices.p9.server import LATER, Server
 
@@ -126,6 +126,31 @@ def test_names_that_are_not_in_memory_are_left_for_later(server, monkeypatch, co
     monkeypatch.setattr("pyvmm.devices.p9.beneath.openat2", openat2)
     assert at_once(server, "walk", server.test_root, 500, [b"d", b"b"]) == LATER
     server.test_client.do("walk", server.test_root, 500, [b"d", b"b"])
+
+
+def test_mounts_in_the_folder_are_not_entered_at_once(server, monkeypatch, share):
+    """What is mounted there may be far away, and to ask it takes entering it."""
+    (share / "d").mkdir()
+    real = hostcalls.openat2
+
+    def openat2(directory, path, flags, mode, resolve):
+        if path == b"d" and resolve & hostcalls.RESOLVE_NO_XDEV:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        return real(directory, path, flags, mode, resolve)
+
+    monkeypatch.setattr("pyvmm.devices.p9.beneath.openat2", openat2)
+    assert at_once(server, "walk", server.test_root, 500, [b"d"]) == LATER
+    server.test_client.do("walk", server.test_root, 500, [b"d"])
+
+
+def test_step_at_once_stays_on_its_mount():
+    root = os.open("/", os.O_PATH)
+    try:
+        with pytest.raises(OSError, match=os.strerror(errno.EXDEV)):
+            step(root, b"proc", patient=False)
+        os.close(step(root, b"proc"))
+    finally:
+        os.close(root)
 
 
 def test_file_system_that_may_be_far_away_is_never_asked_at_once(share, monkeypatch):

@@ -28,10 +28,10 @@ class Option:
 
     ``names`` are its spellings (the first long one is the canonical one); ``metavar`` is None for a flag;
     ``key`` is where the value goes in the parsed dict; ``choices`` restricts it; ``many`` collects a list;
-    ``value`` is what a flag stores.
+    ``value`` is what a flag stores. ``optional`` makes a flag take a value as well, after ``=`` only.
     """
 
-    __slots__ = ("choices", "group", "help", "key", "many", "metavar", "names", "value")
+    __slots__ = ("choices", "group", "help", "key", "many", "metavar", "names", "optional", "value")
 
     def __init__(
         self,
@@ -43,6 +43,7 @@ class Option:
         choices: tuple[str, ...] = (),
         many: bool = False,
         value: object = True,
+        optional: str | None = None,
     ) -> None:
         self.names = names
         self.key = key
@@ -52,6 +53,7 @@ class Option:
         self.choices = choices
         self.many = many
         self.value = value
+        self.optional = optional
 
     def store(self, values: dict[str, object], spelling: str, text: str | None) -> None:
         """Put the option's value into ``values``. Raises UsageError for a value not among the choices."""
@@ -145,9 +147,9 @@ class Command:
         elif self.positional is not None and option.key == self.positional[0] and option.key in values:
             raise UsageError(f"{self.positional[1]} was given twice: {values[option.key]!r} and {spelling}.")
         elif option.metavar is None:
-            if text is not None:
+            if text is not None and option.optional is None:
                 raise UsageError(f"{spelling} takes no value, but got {text!r}.")
-            option.store(values, spelling, None)
+            option.store(values, spelling, text)
         else:
             if text is None:
                 text = next(iter(words), None)
@@ -189,6 +191,8 @@ class Command:
 def _option_help(option: Option) -> list[str]:
     metavar = "|".join(option.choices) if option.choices else option.metavar
     left = "  " + ", ".join(option.names) + (f" {metavar}" if metavar else "")
+    if option.optional is not None:
+        left += f"[={option.optional}]"
     if len(left) > 30:
         return [left, " " * 32 + option.help]
     return [f"{left:<32}{option.help}"]

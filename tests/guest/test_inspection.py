@@ -2,6 +2,9 @@
 """What can be seen of a running machine: slots, bus, routes, doorbells, queues."""
 
 import os
+import select
+
+from booted import PATIENCE
 
 from pyvmm import inspection, outcome
 from pyvmm.config import MachineConfig
@@ -13,6 +16,8 @@ from pyvmm.outcome import Outcome
 def read_until(fd, wanted):
     seen = b""
     while wanted not in seen:
+        ready, _, _ = select.select([fd], [], [], PATIENCE)
+        assert ready, seen
         data = os.read(fd, 4096)
         assert data, seen
         seen += data
@@ -59,7 +64,7 @@ def test_pci_machine_shows_where_everything_is(real_kvm, has_aia):
 
 
 def test_mmio_machine_shows_a_doorbell_for_each_queue(real_kvm):
-    found = running_report({"virtio_transport": "mmio", "console": "sbi", "rng": [""]})
+    found = running_report({"virtio_transport": "mmio", "console": "serial", "rng": [""]})
     assert found["pci"] == []
     assert {"address": 0x1002_0050, "size": 4, "value": 0} in found["ioeventfds"]
     assert {"rng0"} == set(found["virtio"])

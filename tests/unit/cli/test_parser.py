@@ -82,3 +82,11 @@ def test_help_lists_every_option_with_its_value():
         assert ", ".join(option.names) in text
         assert option.help in text
     assert "--irqchip aia|plic" in text
+
+
+def test_optional_value_comes_after_an_equals_sign_only():
+    command = Command("run", "", [Option("--rng", key="rng", help="", many=True, value="", optional="X")])
+    assert command.parse(["--rng", "--rng=rate=1M"]) == {"rng": ["", "rate=1M"]}
+    with pytest.raises(UsageError):
+        command.parse(["--rng", "rate=1M"])
+    assert "--rng[=X]" in command.help()

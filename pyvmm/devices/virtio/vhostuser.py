@@ -81,8 +81,11 @@ class VhostUser:
 
     @property
     def withheld(self) -> int:
-        """Features of rings and transports that must not be offered: the back end does not know them."""
-        return bits.TRANSPORT_FEATURES & ~self.features
+        """Features of rings and transports that must not be offered: the back end does not know them.
+
+        Packed rings neither: their base has wrap counters in it, which ``start_ring`` does not tell.
+        """
+        return bits.TRANSPORT_FEATURES & ~self.features | bits.feature_set(bits.F_RING_PACKED)
 
     def set_features(self, features: int) -> None:
         """What was negotiated with the driver."""
@@ -101,13 +104,12 @@ class VhostUser:
     def start_ring(
         self, index: int, setup: QueueSetup, memory: GuestMemory, base: int, kick: int, call: int
     ) -> None:
-        """Let the back end work ring ``index`` from the available index ``base`` on."""
+        """Let the back end work split ring ``index`` from the available index ``base`` on."""
         size = setup.size
-        packed = setup.packed
         addresses = (
             memory.host_address(setup.desc, 16 * size),
-            memory.host_address(setup.device, 4 if packed else 6 + 8 * size),
-            memory.host_address(setup.driver, 4 if packed else 6 + 2 * size),
+            memory.host_address(setup.device, 6 + 8 * size),
+            memory.host_address(setup.driver, 6 + 2 * size),
         )
         self._set(SET_VRING_NUM, _VRING_STATE.pack(index, size))
         self._set(SET_VRING_BASE, _VRING_STATE.pack(index, base))

@@ -117,6 +117,14 @@ def test_only_what_the_back_end_knows_is_offered(make_rig):
     assert bits.has(rig.core.offered, bits.F_INDIRECT_DESC)
 
 
+def test_packed_rings_are_not_offered_even_when_the_back_end_knows_them(make_rig):
+    """Where such a ring begins is told in another form."""
+    rig = make_rig(features=FEATURES | 1 << bits.F_RING_PACKED)
+    assert not bits.has(rig.core.offered, bits.F_RING_PACKED)
+    rig.start()
+    assert shout(rig, b"hello") == b"HELLO"
+
+
 def test_set_up_is_told_in_the_order_of_the_specification(make_rig):
     rig = make_rig()
     rig.start(queues=[0])

@@ -68,7 +68,7 @@ def step(directory: int, name: bytes, *, patient: bool = True) -> int:
     """An O_PATH descriptor of the entry ``name``, be it a symbolic link.
 
     Unless ``patient``, only when the kernel knows it without asking the file system: EAGAIN or EINVAL else.
-    And only on the same mount, EXDEV else: what is mounted there may not answer.
+    And only on the same mount, EXDEV or EAGAIN else: what is mounted there may not answer.
     """
     resolve = _RESOLVE if patient else _RESOLVE | RESOLVE_CACHED | RESOLVE_NO_XDEV
     return openat2(directory, check_name(name), os.O_PATH | os.O_NOFOLLOW, 0, resolve)

@@ -489,6 +489,48 @@ def test_megabytes_pass_unchanged_both_ways_however_slow_a_side_is(port, clients
         assert received == sent
 
 
+@PACKED
+def test_megabyte_takes_a_few_hundred_notifications_at_most(port, clients, path, packed):
+    # As Linux does it: buffers and writes of one size, 64 in the queue, each given back at once.
+    size, page = 1 << 20, 2048
+    with Rig(Console(None, [port]), packed=packed, size=64) as rig:
+        guest = Guest(rig).start()
+        guest.take_port()
+        client = clients(path)
+        guest.offer(RX1, 64, size=page)
+        received, kicks, left = 0, 0, size
+        while received < size:
+            try:
+                left -= client.send(bytes(min(left, 100_000)))
+            except BlockingIOError:
+                pass
+            rig.loop.run()
+            for done in rig.drivers[RX1].collect():
+                received += len(done.data)
+                rig.drivers[RX1].add_chain([], [page])
+                if rig.drivers[RX1].needs_kick():
+                    kicks += 1
+                    rig.kick(RX1)
+        assert kicks < 256
+        assert rig.interrupts.queues[RX1] < 256
+        received, kicks, left = 0, 0, size
+        while received < size:
+            rig.drivers[TX1].collect()
+            while left and rig.drivers[TX1].free_slots:
+                rig.drivers[TX1].add_chain([bytes(page)])
+                left -= page
+                if rig.drivers[TX1].needs_kick():
+                    kicks += 1
+                    rig.kick(TX1)
+            try:
+                received += len(client.recv(100_000))
+            except BlockingIOError:
+                pass
+            rig.loop.run()
+        assert kicks < 256
+        assert rig.interrupts.queues[TX1] < 256
+
+
 def test_nothing_is_read_from_the_client_before_the_guest_opens(rig, clients, path):
     guest = Guest(rig).start()
     guest.take_port(opened=False)

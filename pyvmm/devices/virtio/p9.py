@@ -75,6 +75,7 @@ class P9(VirtioDevice):
         self._budget = budget
         #: Chains that held no request, or had no room for an answer.
         self.odd_requests = 0
+        self._server: Server | None = None
         self._idle()
         self.reset()
 
@@ -112,7 +113,10 @@ class P9(VirtioDevice):
     def activate(self, session: Session) -> None:
         """A session of the guest's has fids of its own."""
         self._session = session
-        self._server = Server(self._root, writable=self._writable, budget=self._budget)
+        try:
+            self._server = Server(self._root, writable=self._writable, budget=self._budget)
+        except OSError as error:  # such as a network mount that is gone
+            session.fail(f"the shared folder cannot be reached: {error.strerror}")
 
     def _idle(self) -> None:
         self._running: dict[Chain, int] = {}  # on a worker, and the request's tag
@@ -121,6 +125,9 @@ class P9(VirtioDevice):
 
     def on_kick(self, queue: ActiveQueue) -> None:
         """Take every request. What need not wait for a disk is done here: handing it over takes longer."""
+        server = self._server
+        if server is None:
+            return
         for chain in queue.chains():
             head = gather(chain.readable, HEADER.size)
             if len(head) < HEADER.size:
@@ -131,21 +138,21 @@ class P9(VirtioDevice):
             if kind == TFLUSH:
                 self._flush(queue, chain, tag)
                 continue
-            written = self._server.handle(chain.readable, chain.writable, patient=False)
+            written = server.handle(chain.readable, chain.writable, patient=False)
             if written == LATER:
                 self._waiting.append((chain, tag))
-                self._start(queue)
+                self._start(queue, server)
             else:
                 self._answer(queue, chain, written)
 
-    def _start(self, queue: ActiveQueue) -> None:
+    def _start(self, queue: ActiveQueue, server: Server) -> None:
         while self._waiting and len(self._running) < MAX_JOBS:
             chain, tag = self._waiting.popleft()
             self._running[chain] = tag
-            job = partial(self._server.handle, chain.readable, chain.writable)
-            self._session.submit(job, partial(self._done, queue, chain))
+            job = partial(server.handle, chain.readable, chain.writable)
+            self._session.submit(job, partial(self._done, queue, server, chain))
 
-    def _done(self, queue: ActiveQueue, chain: Chain, written: int) -> None:
+    def _done(self, queue: ActiveQueue, server: Server, chain: Chain, written: int) -> None:
         if chain not in self._running:  # the queue was reset meanwhile
             return
         tag = self._running.pop(chain)
@@ -154,7 +161,7 @@ class P9(VirtioDevice):
             if not self._busy(tag):
                 self._flushes.remove(flush)
                 self._answer_flush(queue, flush[0], flush[1])
-        self._start(queue)
+        self._start(queue, server)
 
     def _answer(self, queue: ActiveQueue, chain: Chain, written: int) -> None:
         self.odd_requests += not written
@@ -187,8 +194,10 @@ class P9(VirtioDevice):
     def stop(self) -> None:
         """Forget the guest's fids. Closing files may take a while: a worker does it, the reset waits."""
         self._idle()
-        self._session.submit(self._server.close, _nothing)
-        del self._session, self._server
+        if self._server is not None:
+            self._session.submit(self._server.close, _nothing)
+        self._server = None
+        del self._session
 
     def close(self) -> None:
         """Let go of the folder."""

@@ -192,6 +192,24 @@ def test_errors_of_the_host_reach_the_guest(client):
     assert caught.value.code == errno.ENOENT
 
 
+@pytest.mark.parametrize("code", [errno.ESTALE, errno.ENOTCONN])
+def test_folder_that_is_gone_makes_the_device_need_a_reset(share, monkeypatch, code):
+    def gone(root):
+        raise OSError(code, os.strerror(code))
+
+    with Rig(open_device(str(share))) as rig:
+        with monkeypatch.context() as patch:
+            patch.setattr("pyvmm.devices.p9.server.Devices", gone)
+            rig.start()
+        assert rig.broken == f"the shared folder cannot be reached: {os.strerror(code)}"
+        rig.reset()
+        rig.drivers[0].reset()
+        rig.start()
+        token = send(rig, frame("version", 8192, b"9P2000.L"))
+        rig.kick()
+        assert kinds(rig) == [(token, 101)]
+
+
 @pytest.mark.parametrize(
     ("body", "sentence"),
     [

@@ -98,7 +98,7 @@ class Folders(RuleBasedStateMachine):
             by_host,
         )
 
-    @rule(path=PATHS, offset=OFFSETS, count=st.integers(1, 60))  # to read nothing is no error, even of a folder
+    @rule(path=PATHS, offset=OFFSETS, count=st.integers(1, 60))
     def read(self, path, offset, count):
         def by_host():
             with open(os.open(self.at(path), os.O_RDONLY | os.O_NOFOLLOW), "rb", 0) as file:

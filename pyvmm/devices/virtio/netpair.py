@@ -99,6 +99,7 @@ class Pair:
         self._events = _IN
         self._buffers: deque[tuple[Chain, int]] = deque()  # taken from the driver, in order, and their sizes
         self._room = 0  # of all of them
+        self._parts = 0  # how many views they are: every frame costs a look at each
         self._frame = 0  # size of the frame that is being received
         self._rest = port.overflow  # what of it is not in the buffers yet
         self._held: Chain | None = None  # taken from the driver, not sent yet
@@ -147,7 +148,7 @@ class Pair:
 
     def _drop_buffers(self) -> None:
         self._buffers.clear()
-        self._room = 0
+        self._room = self._parts = 0
         self._drop_frame()
 
     def _drop_frame(self) -> None:
@@ -215,23 +216,29 @@ class Pair:
             if rest:
                 scatter(split(self._views(), frame - len(rest))[1], rest)
             self._deliver(frame)
+        elif self._parts >= _MOST_VIEWS:  # in pieces so small that it will never fit
+            self._counters.rx_dropped += 1
         else:
             return self._starve()
         self._drop_frame()
         return True
 
     def _provide(self, size: int) -> bool:
-        """Take buffers from the driver until they hold ``size`` bytes; whether they do."""
+        """Take buffers from the driver until they hold ``size`` bytes; whether they do.
+
+        No more than fit into _MOST_VIEWS pieces, and what the last of them has beyond that.
+        """
         for _ in range(self._rx.size):
-            if self._room >= size:
+            if self._room >= size or self._parts >= _MOST_VIEWS:
                 break
             chain = self._rx.pop()
             if chain is None:
                 return False
             room = total(chain.writable)
-            if room:
+            if room and len(chain.writable) <= _MOST_VIEWS:
                 self._buffers.append((chain, room))
                 self._room += room
+                self._parts += len(chain.writable)
             else:
                 self._counters.malformed += 1
                 self._rx.complete(chain, 0)
@@ -257,6 +264,7 @@ class Pair:
         while frame:
             chain, room = self._buffers.popleft()
             self._room -= room
+            self._parts -= len(chain.writable)
             used.append((chain, min(frame, room)))
             frame -= used[-1][1]
         count = _NUM_BUFFERS.pack(len(used) if self._mergeable else 1)

@@ -270,6 +270,33 @@ class TestReceive:
         rig.loop.run()
         assert len(rig.received()) == 90 - netpair._FRAMES_PER_PASS
 
+    def test_buffers_in_many_pieces_are_taken_only_as_they_are_needed(self, make):
+        rig = make()
+        for _ in range(2):
+            rig.drivers[RX].add_chain([], [1] * netpair._MOST_VIEWS, indirect=True)
+        rig.kick(RX)
+        assert rig.core._session.queues[RX].in_flight == 1
+        for number in range(2):
+            rig.arrive(frame(100, number))
+        assert rig.received() == [bytes(10) + b"\x01\x00" + frame(100, number) for number in range(2)]
+
+    def test_frame_that_never_fits_into_so_many_pieces_is_dropped(self, make):
+        rig = make()
+        rig.drivers[RX].add_chain([], [1] * netpair._MOST_VIEWS, indirect=True)
+        rig.kick(RX)
+        rig.arrive(frame(1500))
+        rig.arrive(frame(60))
+        assert rig.received() == [bytes(10) + b"\x01\x00" + frame(60)]
+        assert rig.counters.rx_dropped == 1
+
+    def test_buffer_of_more_pieces_than_the_kernel_takes_is_given_back_and_counted(self, make):
+        rig = make()
+        rig.drivers[RX].add_chain([], [2] * (netpair._MOST_VIEWS + 1), indirect=True)
+        rig.offer(2000)
+        rig.arrive(frame(60))
+        assert rig.received() == [b"", bytes(10) + b"\x01\x00" + frame(60)]
+        assert rig.counters.malformed == 1
+
     def test_runt_from_the_host_is_dropped(self, make):
         rig = make()
         rig.offer(2000)

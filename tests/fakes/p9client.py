@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import struct
 
+from pyvmm.devices.p9.allowance import Allowance
+
 NOFID = 0xFFFF_FFFF
 HEADER = struct.Struct("<IBH")
 
@@ -85,7 +87,7 @@ def serve(server, *, patient=True):
         answer = bytearray(room)
         views = [memoryview(answer)[: room // 3], memoryview(answer)[room // 3 :]]
         pieces = [memoryview(request)[:cut], memoryview(request)[cut:]]
-        written = -1 if patient else server.handle(pieces, views, patient=False)
+        written = -1 if patient else server.handle(pieces, views, Allowance())
         if written < 0:
             written = server.handle(pieces, views)
         return bytes(answer[:written])

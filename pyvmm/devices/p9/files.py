@@ -107,6 +107,7 @@ def read(server: Server, request: Request, number: int, offset: int, count: int)
         if isinstance(fid.xattr, ListedXattr) and request.patient:
             request.filled = scatter(room, fid.xattr.read(fid.fd)[offset:])
         else:
+            request.spend(0, total(room))
             request.filled = _read(fid.opened(), room, offset, request.patient) if room else 0
     return COUNT.pack(request.filled)
 

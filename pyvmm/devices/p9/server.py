@@ -29,6 +29,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pyvmm.devices.p9.allowance import Allowance
     from pyvmm.devices.p9.fids import Budget
 
 MIN_MSIZE, MAX_MSIZE = 4096, 1 << 20
@@ -46,17 +47,23 @@ class Request:
 
     ``payload`` is what follows the fields of Twrite; ``room`` is where the data of Rread goes, of which a
     handler may fill ``limit`` bytes and says in ``filled`` how many it did. Unless ``patient``, it must not
-    wait for a disk: it raises an error instead, and has changed nothing.
+    wait for a disk, and ``spend`` before it does much: it raises an error instead, and has changed nothing.
     """
 
-    __slots__ = ("filled", "limit", "patient", "payload", "room")
+    __slots__ = ("_allowance", "filled", "limit", "patient", "payload", "room")
 
-    def __init__(self, patient: bool) -> None:
-        self.patient = patient
+    def __init__(self, allowance: Allowance | None) -> None:
+        self._allowance = allowance
+        self.patient = allowance is None
         self.payload: list[memoryview] = []
         self.room: list[memoryview] = []
         self.limit = 0
         self.filled = 0
+
+    def spend(self, steps: int, size: int = 0) -> None:
+        """Raises OSError when that is too much to be done at once."""
+        if self._allowance is not None:
+            self._allowance.spend(steps, size)
 
 
 class Server:
@@ -77,11 +84,13 @@ class Server:
         self.fids.close()
         self.locks.close()
 
-    def handle(self, readable: list[memoryview], writable: list[memoryview], *, patient: bool = True) -> int:
+    def handle(
+        self, readable: list[memoryview], writable: list[memoryview], allowance: Allowance | None = None
+    ) -> int:
         """Serve the request in ``readable``, answer into ``writable``; how many bytes the answer has.
 
-        0 when there is none: the request is no frame, or the answer does not fit. Never raises. Unless
-        ``patient`` it does not wait, and returns LATER when it would have to: call it again, patiently.
+        0 when there is none: the request is no frame, or the answer does not fit. Never raises. Within
+        an ``allowance`` it does not wait, and returns LATER when it would have to: call it again without.
         """
         head = gather(readable, HEADER.size)
         capacity = total(writable)
@@ -89,10 +98,12 @@ class Server:
             self.odd += 1
             return 0
         size, kind, tag = HEADER.unpack(head)
-        request = Request(patient)
+        request = Request(allowance)
+        patient = request.patient
         if not patient and (kind not in _AT_ONCE or not self.devices.local):
             return LATER
         try:
+            request.spend(1, min(size, _MAX_FRAME))
             body = self._serve(request, kind, size, readable, writable, capacity)
         except OSError as error:
             if not patient and error.errno != errno.ENOENT:  # the other way may know better
@@ -175,6 +186,7 @@ def walk(server: Server, request: Request, number: int, new: int, path: list[byt
     with server.fids.use(number) as start:
         if start.xattr is not None:
             raise refusal(errno.EBADF)
+        request.spend(len(path))
         fd, qids = _descend(server, start.fd, path, request.patient)
         if fd >= 0:
             server.fids.install(new, Fid(fd, start.uid), instead_of=start if new == number else None)

@@ -15,6 +15,7 @@ from collections import deque
 from functools import cache, partial
 
 from pyvmm.devices import settings as keys
+from pyvmm.devices.p9.allowance import Allowance
 from pyvmm.devices.p9.beneath import open_root
 from pyvmm.devices.p9.fids import Budget
 from pyvmm.devices.p9.hostcalls import PROC_SUPER_MAGIC, fstatfs
@@ -128,6 +129,7 @@ class P9(VirtioDevice):
         server = self._server
         if server is None:
             return
+        allowance = Allowance()
         for chain in queue.chains():
             head = gather(chain.readable, HEADER.size)
             if len(head) < HEADER.size:
@@ -138,7 +140,7 @@ class P9(VirtioDevice):
             if kind == TFLUSH:
                 self._flush(queue, chain, tag)
                 continue
-            written = server.handle(chain.readable, chain.writable, patient=False)
+            written = server.handle(chain.readable, chain.writable, allowance)
             if written == LATER:
                 self._waiting.append((chain, tag))
                 self._start(queue, server)

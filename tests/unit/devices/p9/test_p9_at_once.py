@@ -8,6 +8,7 @@ import pytest
 from fakes.p9client import P9Client, P9Error, frame, serve
 
 from pyvmm.devices.p9 import attrs, hostcalls
+from pyvmm.devices.p9.allowance import BYTES, STEPS, Allowance
 from pyvmm.devices.p9.beneath import open_root, step
 from pyvmm.devices.p9.fids import Budget
 from pyvmm.devices.p9.server import LATER, Server
@@ -25,10 +26,10 @@ def server(make_server, share):
     return server
 
 
-def at_once(server, *request):
+def at_once(server, *request, allowance=None):
     """The answer, or LATER."""
     answer = bytearray(16384)
-    written = server.handle([memoryview(frame(*request))], [memoryview(answer)], patient=False)
+    written = server.handle([memoryview(frame(*request))], [memoryview(answer)], allowance or Allowance())
     return written if written == LATER else bytes(answer[:written])
 
 
@@ -152,6 +153,46 @@ def test_step_at_once_stays_on_its_mount():
         assert caught.value.errno in (errno.EXDEV, errno.EAGAIN)
     finally:
         os.close(root)
+
+
+def test_requests_beyond_the_allowance_are_left_for_later(server):
+    allowance = Allowance()
+    for _ in range(STEPS):
+        assert at_once(server, "getattr", server.test_root, 0, allowance=allowance)[4] == 25
+    assert at_once(server, "getattr", server.test_root, 0, allowance=allowance) == LATER
+    assert at_once(server, "getattr", server.test_root, 0)[4] == 25
+
+
+def test_every_name_of_a_walk_counts(server, share):
+    path = [b"%d" % number for number in range(16)]
+    os.makedirs(os.path.join(os.fsencode(share), *path))
+    server.test_client.walk(server.test_root, *path)
+    allowance = Allowance()
+    answers = [
+        at_once(server, "walk", server.test_root, 500 + number, path, allowance=allowance)
+        for number in range(5)
+    ]
+    done = STEPS // 17
+    assert [answer == LATER for answer in answers] == [False] * done + [True] * (5 - done)
+    assert len(server.fids) == 2 + done
+
+
+def test_data_beyond_the_allowance_is_left_for_later(server, share, monkeypatch):
+    """Also when the host turns out not to have it in memory: copying a part of it took as long."""
+    fid = server.test_client.open(server.test_root, b"a")
+    copied = []
+
+    def preadv(fd, views, offset, flags):
+        copied.append(sum(map(len, views)))
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    allowance = Allowance()
+    for _ in range(STEPS):
+        server.handle(
+            [memoryview(frame("read", fid, 0, 1 << 15))], [memoryview(bytearray(1 << 16))], allowance
+        )
+    assert 0 < BYTES - sum(copied) < 1 << 16
 
 
 def test_file_system_that_may_be_far_away_is_never_asked_at_once(share, monkeypatch):

@@ -116,6 +116,24 @@ def test_few_requests_are_with_the_workers_and_all_are_answered(rig, client):
     assert len(rig.drivers[0].collect()) == 8
 
 
+def test_requests_beyond_the_allowance_of_a_pass_are_with_the_workers(rig, client, monkeypatch):
+    monkeypatch.setattr("pyvmm.devices.p9.allowance.STEPS", 3)
+    rig.core.device._server.devices.local = True
+    rig.workers.held = True
+    for tag in range(5):
+        send(rig, frame("getattr", client.root, 0, tag=tag), room=200)
+    rig.kick()
+    assert len(rig.drivers[0].collect()) == 3
+    assert len(rig.workers.jobs) == 2
+    send(rig, frame("getattr", client.root, 0), room=200)  # another pass
+    rig.kick()
+    assert len(rig.drivers[0].collect()) == 1
+    rig.workers.held = False
+    rig.workers.release()
+    rig.loop.run()
+    assert len(rig.drivers[0].collect()) == 2
+
+
 def test_flush_of_a_finished_request_is_answered_at_once(rig, client):
     token = send(rig, frame("flush", 77, tag=5))
     rig.kick()

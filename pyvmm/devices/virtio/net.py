@@ -11,6 +11,7 @@ from pyvmm.devices.virtio import bits, netbits, netctl
 from pyvmm.devices.virtio.device import VirtioDevice
 from pyvmm.devices.virtio.netends import SETTINGS, mac_of, open_end
 from pyvmm.devices.virtio.netpair import Counters, Pair
+from pyvmm.errors import ConfigError
 from pyvmm.mmio.regs import Bit, Reg, RegArray
 
 TYPE_CHECKING = False
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from pyvmm.devices.virtio.netends import HostEnd
     from pyvmm.devices.virtio.session import ActiveQueue, Services, Session
     from pyvmm.devices.virtio.vhostnet import VhostNet
+    from pyvmm.mmio.regs import State
 
     class PairWorker(Protocol):
         """Who works a queue pair during a session."""
@@ -136,12 +138,22 @@ class Net(VirtioDevice):
         """Features that need others have them (5.1.3.1)."""
         return netbits.consistent(features)
 
+    def load_state(self, state: State) -> None:
+        """See RegisterDevice. The pairs in use have to be there."""
+        pairs = state.get("_active_pairs")
+        if isinstance(pairs, int) and not 1 <= pairs <= self.largest_pairs:
+            raise ConfigError(f"The saved state of {self.NAME} is damaged: {pairs} queue pairs are in use.")
+        super().load_state(state)
+
     # A session
 
     def activate(self, session: Session) -> None:
         """Connect the driver's queues with the ports, or hand them to the kernel."""
         self._session = session
-        self._workers = [self._worker(session, index) for index in range(self.largest_pairs)]
+        # A driver without MQ has its control queue where the second pair would be (5.1.2).
+        pairs = self.largest_pairs if bits.has(session.features, netbits.MQ) else 1
+        self._active_pairs = min(self._active_pairs, pairs)
+        self._workers = [self._worker(session, index) for index in range(pairs)]
         offloads = session.features if self._offloads == _AS_NEGOTIATED else self._offloads
         try:
             self.end.set_offloads(offloads & netbits.GUEST_OFFLOADS)
@@ -199,12 +211,25 @@ class Net(VirtioDevice):
     # Commands of the driver
 
     def set_pairs(self, count: int) -> None:
-        """Use so many queue pairs. Raises OSError."""
+        """Use so many queue pairs. Raises OSError: it uses as many as before."""
         for worker in self._workers[count : self._active_pairs]:
             worker.pause()
-        self.end.set_pairs(count)
+        try:
+            self.end.set_pairs(count)
+        except OSError:
+            self._keep_pairs(count)
+            raise
         before, self._active_pairs = self._active_pairs, count
         for worker in self._workers[before:count]:
+            worker.start()
+
+    def _keep_pairs(self, refused: int) -> None:
+        """Go on with the pairs there were: the host may have refused half way."""
+        try:
+            self.end.set_pairs(self._active_pairs)
+        except OSError:  # then those it still has go on
+            pass
+        for worker in self._workers[refused : self._active_pairs]:
             worker.start()
 
     def set_offloads(self, offloads: int) -> None:
@@ -219,8 +244,13 @@ class Net(VirtioDevice):
     # The cable
 
     def set_link(self, up: bool) -> None:
-        """Plug the cable in, or pull it. While it is out, frames are dropped. Callable from any thread."""
+        """Plug the cable in, or pull it. While it is out, frames are dropped. Callable from any thread.
+
+        On a closed card there is none.
+        """
         with self.lock:
+            if not self.end.ports:
+                return
             self._link = up
             self.end.set_link(up)
             self._link_changed()
@@ -241,4 +271,5 @@ class Net(VirtioDevice):
         """Give the kernel's half and the host's end back."""
         for vhost in self.vhosts:
             vhost.close()
-        self.end.close()
+        with self.lock:  # set_link may be at it
+            self.end.close()

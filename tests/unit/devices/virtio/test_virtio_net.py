@@ -12,6 +12,7 @@ from fakes.virtio import Rig
 from pyvmm.devices.virtio import bits, net, netbits, netpair
 from pyvmm.devices.virtio.net import Net
 from pyvmm.devices.virtio.tap import TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, TUN_F_TSO_ECN
+from pyvmm.errors import ConfigError
 
 MAC = bytes.fromhex("525400123456")
 HEADER = bytes(12)
@@ -450,6 +451,34 @@ class TestSeveralQueues:
         rig.arrive(frame(70), wire=1)
         assert rig.received(2) == [bytes(10) + b"\x01\x00" + frame(70)]
 
+    @pytest.mark.parametrize("reached", [0, 1], ids=["at once", "half way"])
+    def test_pairs_go_on_when_the_host_refuses_to_take_them_away(self, make, monkeypatch, reached):
+        rig = make(queues=3)
+        rig.command(b"\x04\x00", b"\x03\x00")
+        refuse = refusing(OSError, EINVAL)
+        left = [None] * reached + [refuse]
+
+        def ioctl(fd, request, argument):
+            step = left.pop(0) if left else None
+            return step() if step else rig.tap.ioctl(fd, request, argument)
+
+        monkeypatch.setattr(rig.tap.end, "_ioctl", ioctl)
+        assert rig.command(b"\x04\x00", b"\x01\x00") == ERR
+        assert sum(rig.tap.queue_changes) == 0
+        rig.send(HEADER, frame(60), queue=3)
+        assert rig.seen(1) == [HEADER + frame(60)]
+        rig.offer(2000, queue=4)
+        rig.arrive(frame(70), wire=2)
+        assert rig.received(4) == [bytes(10) + b"\x01\x00" + frame(70)]
+
+    @pytest.mark.parametrize("count", [0, 3, -1])
+    def test_saved_number_of_pairs_that_cannot_be_is_refused(self, make, count):
+        rig = make(queues=2)
+        state = rig.device.state() | {"_active_pairs": count}
+        with pytest.raises(ConfigError, match="saved state of net is damaged"):
+            rig.device.load_state(state)
+        assert rig.device._active_pairs == 1
+
     def test_driver_without_the_feature_has_its_control_queue_after_the_first_pair(self, make):
         rig = make(queues=2, without=[netbits.MQ])
         assert rig.command(b"\x04\x00", b"\x01\x00", queue=2) == ERR
@@ -489,6 +518,13 @@ class TestLink:
         rig.send(HEADER, frame(62))
         assert rig.received() == [bytes(10) + b"\x01\x00" + frame(61)]
         assert rig.seen() == [HEADER + frame(62)]
+
+    def test_cable_of_a_closed_card_moves_nothing(self, make):
+        rig = make()
+        rig.core.close()
+        before = rig.interrupts.config
+        rig.device.set_link(False)
+        assert rig.interrupts.config == before
 
     def test_card_can_begin_without_a_cable(self, make):
         rig = make(link=False)

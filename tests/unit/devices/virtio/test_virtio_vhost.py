@@ -224,6 +224,14 @@ class TestLinkAndPairs:
         rig.set_pairs(2)
         assert rig.kernels[1].rings[TX].base == 9
 
+    def test_control_queue_of_a_driver_that_knows_one_pair_stays_ours(self, make):
+        rig = make(started=False, queues=2)
+        rig.start(rig.device.offered() & ~bits.feature_set(netbits.MQ), queues=[RX, TX, 2])
+        rig.drivers[2].add_chain([b"\x01\x01", MAC], [1])
+        rig.kick(2)
+        assert [done.data for done in rig.drivers[2].collect()] == [b"\x00"]
+        assert rig.backends() == [rig.tap_fd(), rig.tap_fd()]
+
     def test_no_kick_of_a_pair_comes_to_us(self, make):
         rig = make(queues=2)
         watched = [watch.fd for watch in rig.loop.watches]

@@ -77,7 +77,8 @@ STEPS = st.lists(
 @given(steps=STEPS, packed=st.booleans(), host=st.sampled_from([Tap, Stream]))
 def test_every_frame_arrives_once_whole_and_in_order(steps, packed, host):
     sent, completions = [], []
-    with closing(host()) as wire, Rig(Net(wire.end, MAC), packed=packed, size=32) as rig:
+    wire = host()
+    with Rig(Net(wire.end, MAC), packed=packed, size=32) as rig, closing(wire):
         rig.start()
         driver = rig.drivers[RX]
         for step, value in steps:
@@ -122,7 +123,8 @@ PIECES = st.lists(st.binary(max_size=80), max_size=6)
     host=st.sampled_from([Tap, Stream]),
 )
 def test_any_chain_in_any_queue_does_no_harm(chains, packed, host):
-    with closing(host()) as wire, Rig(Net(wire.end, MAC), packed=packed, size=32) as rig:
+    wire = host()
+    with Rig(Net(wire.end, MAC), packed=packed, size=32) as rig, closing(wire):
         rig.start()
         for queue, readable, writable, arrives in chains:
             if (readable or writable) and rig.drivers[queue].free_slots >= len(readable) + len(writable):

@@ -6,12 +6,14 @@ import select
 import socket
 import struct
 import sys
+import threading
 
 import pytest
 from fakes.virtio import Rig, make_services
 
 from pyvmm.devices.settings import parse
 from pyvmm.devices.virtio import netbits
+from pyvmm.devices.virtio import passt as passt_module
 from pyvmm.devices.virtio.net import Net
 from pyvmm.devices.virtio.passt import Passt, PasstPort, find_program, publish_arguments, start_passt
 from pyvmm.errors import ConfigError
@@ -38,7 +40,7 @@ def rig(request):
     with Rig(Net(Passt(PasstPort(near)), MAC), packed=request.param, size=64) as rig:
         rig.passt = far
         yield rig
-    far.close()
+        far.close()  # or hanging up would wait for passt to go
 
 
 def offer(rig, *sizes):
@@ -282,6 +284,44 @@ if os.fork() == 0:
         assert card.MTU == 1400
         card.close()
         card.close()
+
+
+class TestEnd:
+    def test_hanging_up_waits_until_passt_has_let_go(self):
+        near, far = socket.socketpair()
+        hung_up, early = threading.Event(), []
+
+        def passt():
+            far.sendall(framed(frame(60)) * 5000)  # more than fits: it must not be left stuck
+            while far.recv(1000):
+                pass
+            early.append(hung_up.wait(0.1))
+            far.close()
+
+        other = threading.Thread(target=passt)
+        other.start()
+        PasstPort(near).close()
+        hung_up.set()
+        other.join()
+        assert early == [False]
+        assert near.fileno() == -1
+
+    @pytest.mark.parametrize("talks", [False, True], ids=["silent", "talking"])
+    def test_passt_that_does_not_go_is_left_behind(self, monkeypatch, talks):
+        monkeypatch.setattr(passt_module, "_PATIENCE", 0.05)
+        near, far = socket.socketpair()
+        if talks:
+            far.sendall(framed(frame(60)))
+        PasstPort(near).close()
+        assert near.fileno() == -1
+        far.close()
+
+    def test_passt_that_is_gone_is_not_waited_for(self):
+        near, far = socket.socketpair()
+        near.send(b"unread")
+        far.close()
+        PasstPort(near).close()
+        assert near.fileno() == -1
 
 
 class TestPublish:

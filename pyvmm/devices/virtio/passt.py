@@ -16,6 +16,7 @@ import os
 import signal
 import socket
 import struct
+import time
 
 from pyvmm.devices.virtio import netbits
 from pyvmm.devices.virtio.bits import feature_set
@@ -30,6 +31,7 @@ PROGRAM = "passt"
 _LENGTH = struct.Struct("!I")
 _LARGEST = netbits.LARGEST_FRAME - netbits.HEADER_SIZE
 _ROOM = 1 << 18  # bytes taken from the socket at once
+_PATIENCE = 2.0  # seconds that passt has to end in
 _SAID = 4096  # bytes of an explanation
 #: Not ours to repeat: it comes first whenever there is no system log, or when root starts it.
 _CHATTER = ("Failed to send", "Don't run as root", "Started as root")
@@ -112,7 +114,16 @@ class PasstPort:
         return True
 
     def close(self) -> None:
-        """Hang up."""
+        """Hang up, and wait until passt does: until then it has the host's ports, which the next may need."""
+        end = time.monotonic() + _PATIENCE
+        try:
+            self._socket.shutdown(socket.SHUT_WR)
+            while (left := end - time.monotonic()) > 0:
+                self._socket.settimeout(left)
+                if not self._socket.recv_into(self._buffer):  # what it still says is nobody's
+                    break
+        except OSError:  # it is gone, or does not go
+            pass
         self._socket.close()
 
 

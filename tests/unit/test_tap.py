@@ -220,7 +220,7 @@ class TestSettings:
             made["tap"] = (name, queues, mtu)
             fake = FakeTap(queues)
             made["cards"].append(fake)
-            return Tap(name or "tap4", fake.end.ports, fake.ioctl)
+            return Tap(name or f"tap{len(made['cards'])}", fake.end.ports, fake.ioctl)
 
         def open_vhost(what, count, node=None):
             if isinstance(made["vhost"], Exception):
@@ -286,10 +286,15 @@ class TestSettings:
         assert len(set(addresses)) == 4
         assert all(address[0] & 3 == 2 for address in addresses)
 
+    def test_made_address_differs_by_the_name_the_kernel_chose(self, tap_of):
+        first, second = (tap_of["open"]("tap") for _ in range(2))
+        assert first.end.name != second.end.name
+        assert bytes(first.MAC) != bytes(second.MAC)
+
     def test_cards_of_one_machine_have_different_addresses(self):
         first, second = (request.settings for request in requests({"nets": ["user", "user"]}, ()))
-        assert netends.mac_of(first) != netends.mac_of(second)
-        assert netends.mac_of(first) == netends.mac_of(first)
+        assert netends.mac_of(first, "") != netends.mac_of(second, "")
+        assert netends.mac_of(first, "") == netends.mac_of(first, "")
 
     def test_made_address_differs_by_host(self, tap_of, monkeypatch):
         monkeypatch.setattr(netends, "_host_id", lambda: "here")

@@ -108,8 +108,8 @@ class Net(VirtioDevice):
     def open(cls, settings: Settings, services: Services) -> Net:
         """The card that the user asked for. Raises ConfigError and HostError."""
         del services
-        mac = mac_of(settings)
         end, vhosts = open_end(settings)
+        mac = mac_of(settings, end.name)
         link = settings.text("link") == "on"
         return cls(end, mac, vhosts=vhosts, mtu=settings.number("mtu"), link=link)
 

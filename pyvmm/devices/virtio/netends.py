@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
         #: Bits that it adds to what the card offers.
         features: int
+        #: The interface's on the host; empty when it has none.
+        name: str
 
         @property
         def ports(self) -> Sequence[Port]:
@@ -128,15 +130,18 @@ def _open_tap(settings: Settings) -> tuple[HostEnd, list[VhostNet]]:
         raise
 
 
-def mac_of(settings: Settings) -> bytes:
-    """The address given, or one made of names: the same every time, and locally administered."""
+def mac_of(settings: Settings, interface: str) -> bytes:
+    """The address given, or one made of names: the same every time, and locally administered.
+
+    ``interface`` is the name of the host's end, by which two guests of one host differ.
+    """
     given = settings.text("mac")
     if given is not None:
         return bytes.fromhex(given.replace(":", ""))
     from binascii import crc32
 
     own = settings.text("id") or settings.name
-    name = f"{_host_id()}/{_mode(settings)}/{settings.text('tap') or ''}/{own}"
+    name = f"{_host_id()}/{_mode(settings)}/{interface}/{own}"
     return b"\x52\x56" + crc32(name.encode()).to_bytes(4, "big")
 
 

@@ -131,6 +131,7 @@ class Passt:
     """The host's end of a user-mode network. See :func:`start_passt`."""
 
     features = feature_set(netbits.GUEST_CSUM)
+    name = ""
 
     def __init__(self, port: PasstPort) -> None:
         self.ports = [port]

@@ -19,7 +19,7 @@ from pyvmm.devices.p9.beneath import refusal, reopen
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from pyvmm.devices.p9.fids import Fid
+    from pyvmm.devices.p9.fids import Budget, Fid
 
     Owner = tuple[int, int, bytes, int]  # device and inode, client and process
 
@@ -36,13 +36,15 @@ _END = 1 << 63
 
 class Locks:
     """The locks of one session. ``writable``: the folder is, without which a lock cannot exclude the host.
+    ``budget``: of the descriptors it holds.
 
     Its lock is held around fcntl, which does not wait, and while a description is opened.
     """
 
-    def __init__(self, writable: bool) -> None:
+    def __init__(self, writable: bool, budget: Budget) -> None:
         self._lock = threading.Lock()
         self._modes = (os.O_RDWR, os.O_RDONLY) if writable else (os.O_RDONLY,)
+        self._budget = budget
         self._held: dict[Owner, int] = {}
         self._users: dict[Owner, set[Fid]] = {}
 
@@ -99,9 +101,13 @@ class Locks:
                 self._drop(owner)
 
     def _open(self, owner: Owner, fid: Fid) -> int:
-        if len(self._held) >= MAX_OWNERS:
+        if len(self._held) >= MAX_OWNERS or not self._budget.take():
             raise refusal(errno.ENOLCK)
-        self._held[owner] = fd = _open_any(fid, self._modes)
+        try:
+            self._held[owner] = fd = _open_any(fid, self._modes)
+        except OSError:
+            self._budget.give_back()
+            raise
         self._users[owner] = set()
         return fd
 
@@ -110,6 +116,7 @@ class Locks:
         self._users.pop(owner, None)
         if fd is not None:
             os.close(fd)
+            self._budget.give_back()
 
 
 def _owner(fid: Fid, process: int, client: bytes) -> Owner:

@@ -73,7 +73,7 @@ class Server:
         self.root = root
         self.writable = writable
         self.devices = Devices(root)
-        self.locks = Locks(writable)
+        self.locks = Locks(writable, budget)
         self.fids = Fids(budget, self.locks.forget)
         self.msize = 0  # of a frame in bytes; 0 until Tversion
         #: Frames that were none.

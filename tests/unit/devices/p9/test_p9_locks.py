@@ -7,7 +7,7 @@ import os
 import struct
 
 import pytest
-from fakes.p9client import P9Error
+from fakes.p9client import P9Client, P9Error, serve
 
 RDLCK, WRLCK, UNLCK = 0, 1, 2
 SUCCESS, BLOCKED = 0, 1
@@ -119,3 +119,22 @@ def test_processes_with_locks_are_bounded(client, file):
     with pytest.raises(P9Error) as caught:
         lock(client, fid, RDLCK, process=99)
     assert caught.value.code == errno.ENOLCK
+
+
+def test_owners_of_locks_are_on_the_budget_of_fids(make_server, share):
+    (share / "a").write_bytes(b"")
+    server = make_server(limit=4)  # the root, the file, and two more
+    client = P9Client(serve(server))
+    fid = client.open(client.start(), b"a", flags=2)
+    for process in (1, 2):
+        client.do("lock", fid, 1, 0, process, 1, process, b"x")
+    with pytest.raises(P9Error) as caught:
+        client.do("lock", fid, 1, 0, 9, 1, 3, b"x")
+    assert caught.value.code == errno.ENOLCK
+    client.do("lock", fid, 2, 0, 0, 0, 1, b"x")
+    client.do("lock", fid, 1, 0, 9, 1, 3, b"x")
+    client.do("clunk", fid)
+    for _ in range(3):
+        client.walk(101)
+    with pytest.raises(P9Error):
+        client.walk(101)

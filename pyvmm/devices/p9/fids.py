@@ -70,7 +70,7 @@ class Fid:
 
 
 class Budget:
-    """How many fids and owners of locks all sessions together may have: each costs the process a descriptor."""
+    """How many fids and owners of locks all sessions together may have: each has a descriptor."""
 
     def __init__(self, limit: int) -> None:
         self._lock = threading.Lock()  # a leaf, taken under a table's

@@ -176,6 +176,8 @@ class Session:
 
     def post(self, callback: Callable[[], None]) -> None:
         """Run ``callback`` on the loop's thread, inside the session. Callable from any thread."""
+        if not self.alive:
+            return
         self._posted.append(callback)
         self._services.loop.call_soon(partial(self.run, self._run_posted))
 
@@ -229,6 +231,7 @@ class Session:
         """Call into the device on the loop's thread. See the module."""
         with self._lock:
             if not self.alive:
+                self._posted.clear()  # what came while the session ended
                 return
             self.enter(callback, *arguments)
 
@@ -281,7 +284,7 @@ class Session:
             while not waiting.isdisjoint(self._jobs):
                 self._jobs_done.wait()
         if not self.alive:
-            self._posted.clear()  # what a job posted after the end
+            self._posted.clear()  # what a job posted while the session ended
 
     def _kick_event(self, queue: ActiveQueue, _events: int) -> None:
         try:

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from pyvmm.config import MachineConfig
     from pyvmm.console.input import ConsoleInput
     from pyvmm.devices.base import IrqLine, Workers
+    from pyvmm.devices.console.ports import Screen
     from pyvmm.devices.virtio.console import Console
-    from pyvmm.devices.virtio.consoleports import Screen
     from pyvmm.eventloop import EventLoop
     from pyvmm.kvm.ioctl import Kernel
     from pyvmm.kvm.vcpu import Vcpu

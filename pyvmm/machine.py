@@ -49,6 +49,8 @@ _NATURAL_ENDS = (outcome.POWEROFF, outcome.REBOOT, outcome.PANIC, outcome.HUNG)
 _SIGNALS_LOST_FOR = 1.0
 # Seconds in which a reader must take something, when the user or a limit ended the run.
 _PATIENCE = 2.0
+# Seconds of closing after which the user hears what is being waited for.
+_SLOW_HOST = 10.0
 
 
 def _ignore(_text: str) -> None:
@@ -183,7 +185,7 @@ class Machine:
         if self._rebooting is not None:
             self._rebooting.join()
         slow = self._loop.call_later(
-            _PATIENCE, lambda: self._warn("waiting for the host to finish what the guest's devices began")
+            _SLOW_HOST, lambda: self._warn("waiting for the host to finish what the guest's devices began")
         )
         try:
             if board is not None:

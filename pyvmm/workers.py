@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class WorkerThreads:
     """Up to ``limit`` threads, each started when a job finds all others busy.
 
-    The limit is several times what one disk takes at most (``devices.virtio.jobs``), so that a disk that
+    The limit is several times what one disk takes at most (``devices.disk.jobs``), so that a disk that
     hangs does not hold up the other devices. Threads that are not needed are never started.
 
     A job that raises is reported through ``on_error``; the thread goes on.

@@ -7,8 +7,8 @@ import os
 import socket
 import struct
 
-from pyvmm.devices.virtio import tap as tap_module
-from pyvmm.devices.virtio.tap import Tap, TapPort
+from pyvmm.devices.net import tap as tap_module
+from pyvmm.devices.net.tap import Tap, TapPort
 
 
 class FakeTap:

@@ -19,18 +19,18 @@ from fakes.vhost import FEATURES, FakeVhost
 from fakes.vhostuser import FakeBackend
 from fakes.virtio import make_services
 
+from pyvmm.devices.console.file import FilePort
+from pyvmm.devices.console.unixsocket import UnixPort
+from pyvmm.devices.net.vhostnet import VhostNet
 from pyvmm.devices.settings import parse
+from pyvmm.devices.vhost.user import GET_VRING_BASE, SET_VRING_KICK, VhostUser
 from pyvmm.devices.virtio.balloon import Balloon
 from pyvmm.devices.virtio.blk import Blk
 from pyvmm.devices.virtio.console import Console
-from pyvmm.devices.virtio.consolefile import FilePort
-from pyvmm.devices.virtio.consolesocket import UnixPort
 from pyvmm.devices.virtio.fs import Fs
 from pyvmm.devices.virtio.net import Net
 from pyvmm.devices.virtio.p9 import P9
 from pyvmm.devices.virtio.rng import Rng
-from pyvmm.devices.virtio.vhostnet import VhostNet
-from pyvmm.devices.virtio.vhostuser import GET_VRING_BASE, SET_VRING_KICK, VhostUser
 from pyvmm.devices.virtio.vsock import VhostVsock, Vsock
 
 SIZES = (0, 1, 2, 8, 11, 12, 13, 16, 60, 64, 100, 512, 513, 1024, 1526, 4096)

@@ -7,7 +7,9 @@ import os
 import struct
 from errno import EBUSY, EFAULT, EINVAL, ENOTTY, EPERM
 
-from pyvmm.devices.virtio import vhost, vhostnet, vsock
+from pyvmm.devices.net import vhostnet
+from pyvmm.devices.vhost import kernel as vhost
+from pyvmm.devices.virtio import vsock
 
 MRG_RXBUF, INDIRECT, EVENT_IDX, VERSION_1, RING_RESET = 15, 28, 29, 32, 40
 FEATURES = sum(1 << bit for bit in (MRG_RXBUF, INDIRECT, EVENT_IDX, VERSION_1, RING_RESET))

@@ -10,8 +10,8 @@ from fakes.virtio import Rig
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pyvmm.devices.net.passt import Passt, PasstPort
 from pyvmm.devices.virtio.net import Net
-from pyvmm.devices.virtio.passt import Passt, PasstPort
 
 MAC = bytes.fromhex("525400123456")
 RX, TX, CONTROL = 0, 1, 2

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.devices.virtio import diskimage, imagelock, openimage
-from pyvmm.devices.virtio.diskimage import DiskImage
-from pyvmm.devices.virtio.openimage import open_image
+from pyvmm.devices.disk import image as diskimage
+from pyvmm.devices.disk import lock as imagelock
+from pyvmm.devices.disk import opening as openimage
+from pyvmm.devices.disk.image import DiskImage
+from pyvmm.devices.disk.opening import open_image
 from pyvmm.errors import ConfigError
 
 SIZE = 1 << 20

@@ -11,11 +11,11 @@ import threading
 import pytest
 from fakes.virtio import Rig, make_services
 
+from pyvmm.devices.net import bits as netbits
+from pyvmm.devices.net import passt as passt_module
+from pyvmm.devices.net.passt import Passt, PasstPort, find_program, publish_arguments, start_passt
 from pyvmm.devices.settings import parse
-from pyvmm.devices.virtio import netbits
-from pyvmm.devices.virtio import passt as passt_module
 from pyvmm.devices.virtio.net import Net
-from pyvmm.devices.virtio.passt import Passt, PasstPort, find_program, publish_arguments, start_passt
 from pyvmm.errors import ConfigError
 
 MAC = bytes.fromhex("525400123456")

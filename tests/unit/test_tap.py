@@ -10,10 +10,11 @@ from fakes.tap import FakeTap
 from fakes.virtio import make_services
 
 from pyvmm.devicelist import requests
+from pyvmm.devices.net import ends as netends
+from pyvmm.devices.net import tap, vhostnet
+from pyvmm.devices.net.tap import Tap, TapPort, open_tap
 from pyvmm.devices.settings import parse
-from pyvmm.devices.virtio import netends, tap, vhostnet
 from pyvmm.devices.virtio.net import Net
-from pyvmm.devices.virtio.tap import Tap, TapPort, open_tap
 from pyvmm.errors import ConfigError, HostError
 
 WHAT = "--network tap"

@@ -8,7 +8,7 @@ import weakref
 import pytest
 from fakes.threads import PATIENCE, happens, in_time
 
-from pyvmm.devices.virtio import jobs
+from pyvmm.devices.disk import jobs
 from pyvmm.workers import WorkerThreads
 
 

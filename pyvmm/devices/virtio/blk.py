@@ -16,13 +16,13 @@ import errno
 import struct
 from functools import partial
 
+from pyvmm.devices.disk.image import SECTOR
+from pyvmm.devices.disk.jobs import JobQueue
+from pyvmm.devices.disk.request import IOERR, OK, UNSUPP, Request
 from pyvmm.devices.settings import Setting, choice, flag, number, text
 from pyvmm.devices.virtio.bits import feature_set, has
-from pyvmm.devices.virtio.blkrequest import IOERR, OK, UNSUPP, Request
 from pyvmm.devices.virtio.chain import gather, scatter, split, total
 from pyvmm.devices.virtio.device import VirtioDevice
-from pyvmm.devices.virtio.diskimage import SECTOR
-from pyvmm.devices.virtio.jobs import JobQueue
 from pyvmm.errors import ConfigError
 from pyvmm.mmio.regs import Bit, Reg
 
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import ClassVar
 
+    from pyvmm.devices.disk.image import DiskImage
     from pyvmm.devices.settings import Settings
-    from pyvmm.devices.virtio.diskimage import DiskImage
     from pyvmm.devices.virtio.session import ActiveQueue, Services, Session
     from pyvmm.mmio.regs import State
 
@@ -145,7 +145,7 @@ class Blk(VirtioDevice):
 
     @staticmethod
     def _open_image(settings: Settings) -> DiskImage:
-        from pyvmm.devices.virtio.openimage import open_image
+        from pyvmm.devices.disk.opening import open_image
 
         if settings.flag("ro") and settings.flag("rw"):
             raise ConfigError(f"{settings.what} is either ro or rw.")

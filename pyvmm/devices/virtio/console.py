@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from struct import Struct
 
+from pyvmm.devices.console.ports import ScreenPort, next_chain
 from pyvmm.devices.settings import text
 from pyvmm.devices.virtio import bits
 from pyvmm.devices.virtio.chain import gather, scatter
-from pyvmm.devices.virtio.consoleports import ScreenPort, next_chain
 from pyvmm.devices.virtio.device import VirtioDevice
 from pyvmm.errors import ConfigError
 from pyvmm.mmio.regs import Reg
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import ClassVar
 
+    from pyvmm.devices.console.ports import Port, Screen
     from pyvmm.devices.settings import Setting, Settings
-    from pyvmm.devices.virtio.consoleports import Port, Screen
     from pyvmm.devices.virtio.session import ActiveQueue, Services, Session
 
     After = Callable[[], None] | None
@@ -57,7 +57,7 @@ class Console(VirtioDevice):
     ports are the caller's, to be closed by it: they outlive the device when the machine reboots.
 
     What a hostile guest can do: write control messages about any port, in any order, and not read the
-    answers. Unknown ones are counted in ``odd``; answers wait as flags. For the data see ``consoleports``.
+    answers. Unknown ones are counted in ``odd``; answers wait as flags. For the data see ``console.ports``.
     """
 
     NAME = "console"
@@ -97,14 +97,14 @@ class Console(VirtioDevice):
     @classmethod
     def check(cls, settings: Settings) -> None:
         """Raise ConfigError for what cannot be a port."""
-        from pyvmm.devices.virtio.portsetting import check_port
+        from pyvmm.devices.console.setting import check_port
 
         check_port(settings)
 
     @classmethod
     def open(cls, settings: Settings, services: Services) -> Console:
         """A device with one named port. Raises ConfigError, HostError."""
-        from pyvmm.devices.virtio.portsetting import open_port
+        from pyvmm.devices.console.setting import open_port
 
         del services
         port = open_port(settings)

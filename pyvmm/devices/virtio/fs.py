@@ -14,8 +14,8 @@ from __future__ import annotations
 import os
 
 from pyvmm.devices import settings as keys
+from pyvmm.devices.vhost.rings import RemoteRings
 from pyvmm.devices.virtio.device import VirtioDevice
-from pyvmm.devices.virtio.remoterings import RemoteRings
 from pyvmm.errors import ConfigError
 from pyvmm.mmio.regs import Reg, RegArray
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from typing import ClassVar
 
     from pyvmm.devices.settings import Settings
+    from pyvmm.devices.vhost.virtiofsd import Virtiofsd
     from pyvmm.devices.virtio.session import ActiveQueue, Services, Session
-    from pyvmm.devices.virtio.virtiofsd import Virtiofsd
 
 MAX_TAG = 36
 REQUEST_QUEUES = 1  # of virtiofsd; the first queue is for requests that must not wait
@@ -69,7 +69,7 @@ class Fs(VirtioDevice):
     @classmethod
     def open(cls, settings: Settings, services: Services) -> Fs:
         """Starts virtiofsd. Raises ConfigError: no such folder, no virtiofsd, a tag that is too long."""
-        from pyvmm.devices.virtio.virtiofsd import start_virtiofsd
+        from pyvmm.devices.vhost.virtiofsd import start_virtiofsd
 
         del services
         tag = (settings.text("tag") or "").encode()

@@ -7,10 +7,12 @@ host's kernel (vhost-net) where it can, else here.
 
 from __future__ import annotations
 
-from pyvmm.devices.virtio import bits, netbits, netctl
+from pyvmm.devices.net import bits as netbits
+from pyvmm.devices.net import control as netctl
+from pyvmm.devices.net.ends import SETTINGS, mac_of, open_end
+from pyvmm.devices.net.pair import Counters, Pair
+from pyvmm.devices.virtio import bits
 from pyvmm.devices.virtio.device import VirtioDevice
-from pyvmm.devices.virtio.netends import SETTINGS, mac_of, open_end
-from pyvmm.devices.virtio.netpair import Counters, Pair
 from pyvmm.errors import ConfigError
 from pyvmm.mmio.regs import Bit, Reg, RegArray
 
@@ -19,10 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Protocol
 
+    from pyvmm.devices.net.ends import HostEnd
+    from pyvmm.devices.net.vhostnet import VhostNet
     from pyvmm.devices.settings import Settings
-    from pyvmm.devices.virtio.netends import HostEnd
     from pyvmm.devices.virtio.session import ActiveQueue, Services, Session
-    from pyvmm.devices.virtio.vhostnet import VhostNet
     from pyvmm.mmio.regs import State
 
     class PairWorker(Protocol):
@@ -54,7 +56,7 @@ _AS_NEGOTIATED = -1  # in the place of the offloads that the driver chose
 class Net(VirtioDevice):
     """The card. ``mac`` is its address of 6 bytes; ``vhosts`` one for each port of ``end``, or none.
 
-    Queues: receive and transmit of every pair, then control. What a hostile guest can do: see netpair and
+    Queues: receive and transmit of every pair, then control. What a hostile guest can do: see net.pair and
     netctl; with vhost-net, break its own rings. It can send any frame, from any address, as from a cable.
     """
 
@@ -168,7 +170,7 @@ class Net(VirtioDevice):
         rx, tx = session.queues[2 * index : 2 * index + 2]
         port = self.end.ports[index]
         if self.vhosts:
-            from pyvmm.devices.virtio.vhostnet import VhostPair
+            from pyvmm.devices.net.vhostnet import VhostPair
 
             return VhostPair(session, self.vhosts[index], port.fd, rx, tx, up=self.up)
         return Pair(

@@ -15,9 +15,9 @@ import struct
 from errno import EADDRINUSE
 
 from pyvmm.devices import settings as values
+from pyvmm.devices.vhost.kernel import Vhost, VhostRing
 from pyvmm.devices.virtio import bits
 from pyvmm.devices.virtio.device import VirtioDevice
-from pyvmm.devices.virtio.vhost import Vhost, VhostRing
 from pyvmm.errors import ConfigError, HostError
 from pyvmm.mmio.regs import Reg
 

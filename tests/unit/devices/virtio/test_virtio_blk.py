@@ -11,10 +11,11 @@ import pytest
 from fakes.threads import PATIENCE, in_time
 from fakes.virtio import RAM, Rig, make_services
 
+from pyvmm.devices.disk import jobs
+from pyvmm.devices.disk.image import DiskImage
 from pyvmm.devices.settings import parse
-from pyvmm.devices.virtio import blk, jobs
+from pyvmm.devices.virtio import blk
 from pyvmm.devices.virtio.blk import Blk
-from pyvmm.devices.virtio.diskimage import DiskImage
 from pyvmm.devices.virtio.session import Services
 from pyvmm.errors import ConfigError
 from pyvmm.eventloop import EventLoop

@@ -9,9 +9,9 @@ import pytest
 from fakes.virtio import RAM, Rig
 
 from pyvmm.devices import settings
+from pyvmm.devices.console.file import FilePort
+from pyvmm.devices.console.unixsocket import UnixPort
 from pyvmm.devices.virtio.console import F_EMERG_WRITE, F_MULTIPORT, F_SIZE, Console
-from pyvmm.devices.virtio.consolefile import FilePort
-from pyvmm.devices.virtio.consolesocket import UnixPort
 from pyvmm.errors import ConfigError
 
 RX, TX, CONTROL_IN, CONTROL_OUT, RX1, TX1, RX2, TX2 = range(8)

@@ -12,7 +12,7 @@ from fakes.vhostuser import wait
 from fakes.virtio import RAM, Rig, make_services
 
 from pyvmm.devices.settings import parse
-from pyvmm.devices.virtio import virtiofsd
+from pyvmm.devices.vhost import virtiofsd
 from pyvmm.devices.virtio.fs import Fs
 from pyvmm.errors import ConfigError
 from pyvmm.memory import MEMFD, GuestMemory
@@ -170,7 +170,7 @@ def test_what_a_user_gets_wrong_is_said_in_a_sentence(program, share, body, sent
 )
 def test_virtiofsd_that_does_not_start_is_said_in_a_sentence(program, share, monkeypatch, text, sentence):
     monkeypatch.setattr(virtiofsd, "_PATIENCE", 50)
-    monkeypatch.setattr("pyvmm.devices.virtio.vhostuser.PATIENCE", 0.3)
+    monkeypatch.setattr("pyvmm.devices.vhost.user.PATIENCE", 0.3)
     program(text)
     with pytest.raises(ConfigError, match=sentence):
         open_device(str(share))

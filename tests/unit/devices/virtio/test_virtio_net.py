@@ -9,9 +9,11 @@ import pytest
 from fakes.tap import FakeTap
 from fakes.virtio import Rig
 
-from pyvmm.devices.virtio import bits, net, netbits, netpair
+from pyvmm.devices.net import bits as netbits
+from pyvmm.devices.net import pair as netpair
+from pyvmm.devices.net.tap import TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, TUN_F_TSO_ECN
+from pyvmm.devices.virtio import bits, net
 from pyvmm.devices.virtio.net import Net
-from pyvmm.devices.virtio.tap import TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, TUN_F_TSO_ECN
 from pyvmm.errors import ConfigError
 
 MAC = bytes.fromhex("525400123456")

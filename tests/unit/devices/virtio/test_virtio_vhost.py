@@ -9,9 +9,11 @@ from fakes.tap import FakeTap
 from fakes.vhost import FEATURES, FakeVhost
 from fakes.virtio import RAM, Rig
 
-from pyvmm.devices.virtio import bits, netbits, vhost
+from pyvmm.devices.net import bits as netbits
+from pyvmm.devices.net.vhostnet import NET_SET_BACKEND, VhostNet, open_vhost_net
+from pyvmm.devices.vhost import kernel as vhost
+from pyvmm.devices.virtio import bits
 from pyvmm.devices.virtio.net import Net
-from pyvmm.devices.virtio.vhostnet import NET_SET_BACKEND, VhostNet, open_vhost_net
 from pyvmm.errors import ConfigError
 from pyvmm.memory import DEVICE, READ_ONLY, GuestMemory
 

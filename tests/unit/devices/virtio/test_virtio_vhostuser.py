@@ -8,10 +8,11 @@ import pytest
 from fakes.vhostuser import FEATURES, FakeBackend, wait
 from fakes.virtio import RAM, Rig
 
-from pyvmm.devices.virtio import bits, vhostuser
+from pyvmm.devices.vhost import user as vhostuser
+from pyvmm.devices.vhost.rings import RemoteRings
+from pyvmm.devices.vhost.user import VhostUser
+from pyvmm.devices.virtio import bits
 from pyvmm.devices.virtio.device import VirtioDevice
-from pyvmm.devices.virtio.remoterings import RemoteRings
-from pyvmm.devices.virtio.vhostuser import VhostUser
 from pyvmm.errors import HostError
 from pyvmm.memory import MEMFD, GuestMemory
 

@@ -12,15 +12,15 @@ import os
 import struct
 from errno import EACCES, EBUSY, EINVAL, ENODEV, ENOENT, ENXIO, EPERM
 
-from pyvmm.devices.virtio import netbits
-from pyvmm.devices.virtio.hostioctl import host_ioctl
+from pyvmm.devices.hostioctl import host_ioctl
+from pyvmm.devices.net import bits as netbits
 from pyvmm.errors import ConfigError, HostError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pyvmm.devices.virtio.hostioctl import Ioctl
+    from pyvmm.devices.hostioctl import Ioctl
 
 NODE = "/dev/net/tun"
 INTERFACES = "/sys/class/net"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """vhost-user: the half of a virtio device that another process works, by messages on a Unix socket.
 
-It is vhost (pyvmm.devices.virtio.vhost) with messages for ioctls: what QEMU's documentation calls the front
+It is vhost (pyvmm.devices.vhost.kernel) with messages for ioctls: what QEMU's documentation calls the front
 end is here. The back end maps guest memory, which therefore has to be in shared files, and is lent two
 eventfds a ring: one with the driver's notifications, one that interrupts the guest.
 """

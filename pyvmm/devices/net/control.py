@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 
-from pyvmm.devices.virtio import netbits
+from pyvmm.devices.net import bits as netbits
 from pyvmm.devices.virtio.bits import has
 from pyvmm.devices.virtio.chain import gather, scatter
 

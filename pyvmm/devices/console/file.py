@@ -6,8 +6,8 @@ from __future__ import annotations
 import os
 import stat
 
+from pyvmm.devices.console.ports import Port
 from pyvmm.devices.virtio.chain import split
-from pyvmm.devices.virtio.consoleports import Port
 from pyvmm.errors import ConfigError
 
 TYPE_CHECKING = False

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Protocol
 
+    from pyvmm.devices.net.pair import Port
+    from pyvmm.devices.net.vhostnet import VhostNet
     from pyvmm.devices.settings import Settings
-    from pyvmm.devices.virtio.netpair import Port
-    from pyvmm.devices.virtio.vhostnet import VhostNet
 
     class HostEnd(Protocol):
         """The host's end of the cable: a port a queue pair. The methods raise OSError."""
@@ -57,7 +57,7 @@ def _parse_mac(value: str) -> str:
 
 
 def _parse_publish(value: str) -> str:
-    from pyvmm.devices.virtio.passt import publish_arguments
+    from pyvmm.devices.net.passt import publish_arguments
 
     publish_arguments(value)
     return value
@@ -90,7 +90,7 @@ def open_end(settings: Settings) -> tuple[HostEnd, list[VhostNet]]:
 
 
 def _open_user(settings: Settings) -> HostEnd:
-    from pyvmm.devices.virtio import passt
+    from pyvmm.devices.net import passt
 
     if settings.text("tap") is not None:
         raise ConfigError(f"{settings.what}: tap= is for mode=tap.")
@@ -106,8 +106,8 @@ def _open_user(settings: Settings) -> HostEnd:
 
 
 def _open_tap(settings: Settings) -> tuple[HostEnd, list[VhostNet]]:
-    from pyvmm.devices.virtio.tap import open_tap
-    from pyvmm.devices.virtio.vhostnet import open_vhost_net
+    from pyvmm.devices.net.tap import open_tap
+    from pyvmm.devices.net.vhostnet import open_vhost_net
 
     if settings.text("publish") is not None:
         raise ConfigError(

@@ -19,9 +19,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pyvmm.devices.vhost.user import VhostUser
     from pyvmm.devices.virtio.queue import QueueSetup
     from pyvmm.devices.virtio.session import ActiveQueue, Session
-    from pyvmm.devices.virtio.vhostuser import VhostUser
     from pyvmm.memory import GuestMemory
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import struct
 from collections import deque
 
-from pyvmm.devices.virtio import netbits
+from pyvmm.devices.net import bits as netbits
 from pyvmm.devices.virtio.chain import gather, scatter, split, total
 
 TYPE_CHECKING = False

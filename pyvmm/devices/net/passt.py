@@ -18,7 +18,7 @@ import socket
 import struct
 import time
 
-from pyvmm.devices.virtio import netbits
+from pyvmm.devices.net import bits as netbits
 from pyvmm.devices.virtio.bits import feature_set
 from pyvmm.devices.virtio.chain import scatter, split
 from pyvmm.errors import ConfigError
@@ -38,7 +38,7 @@ _CHATTER = ("Failed to send", "Don't run as root", "Started as root")
 
 
 class PasstPort:
-    """The socket to passt. ``overflow``: see netpair.Port."""
+    """The socket to passt. ``overflow``: see pair.Port."""
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)

@@ -7,6 +7,9 @@ and then the host reads the end of the stream; a new conversation needs a new co
 to a peer that has gone is lost, as on a socket. A port has only one "open", so a peer that shuts down its
 sending half alone has hung up, too.
 
+A guest that waits for a client must keep the port open meanwhile (poll tells, or reads that give nothing): if
+it closes and opens it in a loop instead, it may close on a client that has just come.
+
 Descriptors are watched through the session, so that nothing happens while there is no driver: a client that
 connects meanwhile waits in the socket's backlog, one that was connected stays so.
 """
@@ -16,8 +19,8 @@ from __future__ import annotations
 import os
 import select
 
+from pyvmm.devices.console.ports import Port
 from pyvmm.devices.virtio.chain import total
-from pyvmm.devices.virtio.consoleports import Port
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from pyvmm.errors import ConfigError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from pyvmm.devices.console.ports import Port
     from pyvmm.devices.settings import Settings
-    from pyvmm.devices.virtio.consoleports import Port
 
 _NAME_LIMIT = 63
 
@@ -32,9 +32,9 @@ def open_port(settings: Settings) -> Port:
     check_port(settings)
     name, unix = settings.require("name"), settings.text("unix")
     if unix is not None:
-        from pyvmm.devices.virtio.consolesocket import UnixPort
+        from pyvmm.devices.console.unixsocket import UnixPort
 
         return UnixPort(name, unix, settings.what)
-    from pyvmm.devices.virtio.consolefile import FilePort
+    from pyvmm.devices.console.file import FilePort
 
     return FilePort(name, settings.require("file"), settings.what)

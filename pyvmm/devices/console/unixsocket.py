@@ -8,7 +8,7 @@ import select
 import socket
 import stat
 
-from pyvmm.devices.virtio.consolestream import Interest, StreamPort
+from pyvmm.devices.console.stream import Interest, StreamPort
 from pyvmm.errors import ConfigError, HostError
 
 TYPE_CHECKING = False

@@ -15,8 +15,8 @@ import os
 import struct
 from errno import EACCES, ENODEV, ENOENT, ENXIO, EPERM
 
+from pyvmm.devices.hostioctl import host_ioctl
 from pyvmm.devices.virtio import bits
-from pyvmm.devices.virtio.hostioctl import host_ioctl
 from pyvmm.errors import ConfigError
 from pyvmm.memory import RAM
 
@@ -24,7 +24,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Self
 
-    from pyvmm.devices.virtio.hostioctl import Ioctl
+    from pyvmm.devices.hostioctl import Ioctl
     from pyvmm.devices.virtio.queue import QueueSetup
     from pyvmm.devices.virtio.session import ActiveQueue, Session
     from pyvmm.memory import GuestMemory

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import struct
 
-from pyvmm.devices.virtio.vhost import Vhost, VhostRing
+from pyvmm.devices.vhost.kernel import Vhost, VhostRing
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

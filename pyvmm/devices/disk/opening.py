@@ -9,8 +9,8 @@ import mmap
 import os
 import stat
 
-from pyvmm.devices.virtio import imagelock
-from pyvmm.devices.virtio.diskimage import SECTOR, DiskImage
+from pyvmm.devices.disk import lock as imagelock
+from pyvmm.devices.disk.image import SECTOR, DiskImage
 from pyvmm.errors import ConfigError
 
 _BLKROGET, _BLKSSZGET, _BLKPBSZGET = 0x125E, 0x1268, 0x127B  # <linux/fs.h>; each answers with a C int

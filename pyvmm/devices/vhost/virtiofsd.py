@@ -13,7 +13,7 @@ import select
 import signal
 import socket
 
-from pyvmm.devices.virtio.vhostuser import VhostUser
+from pyvmm.devices.vhost.user import VhostUser
 from pyvmm.errors import ConfigError, HostError
 
 TYPE_CHECKING = False

@@ -85,7 +85,7 @@ RUN_PATH = (
     "pyvmm.devices.virtio.blk",
     "pyvmm.devices.virtio.console",
     "pyvmm.devices.virtio.net",
-    "pyvmm.devices.virtio.openimage",
+    "pyvmm.devices.disk.opening",
     "pyvmm.devices.virtio.packed",
     "pyvmm.devices.virtio.pci",
     "pyvmm.devices.virtio.rng",

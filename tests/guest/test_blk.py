@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.devices.virtio.openimage import open_image
+from pyvmm.devices.disk.opening import open_image
 from pyvmm.errors import ConfigError
 
 MIB = 1 << 20

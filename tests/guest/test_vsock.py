@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from booted import BootedGuest
 
-from pyvmm.devices.virtio import vhost, vsock
+from pyvmm.devices.vhost import kernel as vhost
+from pyvmm.devices.virtio import vsock
 from pyvmm.lab import guests
 from pyvmm.lab import programs as lab_programs
 

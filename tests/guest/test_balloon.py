@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""virtio-balloon with Linux's own driver: what the host holds of a guest's memory, and what the guest says."""
+"""virtio-balloon with Linux's driver: what the host holds of a guest, and what the guest says."""
 
 import ctypes
 import os

@@ -71,7 +71,7 @@ def test_signal_ends_the_run_with_its_code(tmp_path, start_pyvmm, name):
             a.j("x"),
         ),
     )
-    process = start_pyvmm(image)
+    process = start_pyvmm("--console=serial", image)
     assert process.stdout.read(1) == b"u"
     process.send_signal(getattr(signal, name))
     _, errors = process.communicate()

@@ -7,12 +7,14 @@ words (``disk.img,ro``). Values are parsed and checked before any device is open
 
 from __future__ import annotations
 
+import os
+
 from pyvmm.errors import ConfigError
 from pyvmm.nearest import nearest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 _SIZE_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -21,9 +23,10 @@ class Setting:
     """One key. ``parse`` turns its text into a value or raises ValueError saying what it takes.
 
     ``default`` is its value when it is not given; ``bare`` the text that a key without ``=`` stands for.
+    ``is_path``: it names something in the host's file system.
     """
 
-    __slots__ = ("bare", "default", "help", "parse")
+    __slots__ = ("bare", "default", "help", "is_path", "parse")
 
     def __init__(
         self,
@@ -32,11 +35,13 @@ class Setting:
         *,
         default: object = None,
         bare: str | None = None,
+        is_path: bool = False,
     ) -> None:
         self.parse = parse
         self.help = help
         self.default = default
         self.bare = bare
+        self.is_path = is_path
 
 
 def flag(help: str) -> Setting:
@@ -47,6 +52,11 @@ def flag(help: str) -> Setting:
 def text(help: str, default: str | None = None) -> Setting:
     """A key with any text that is not empty."""
     return Setting(_parse_text, help, default=default)
+
+
+def path(help: str) -> Setting:
+    """A key with the path of a file or folder of the host."""
+    return Setting(_parse_text, help, is_path=True)
 
 
 def number(help: str, low: int, high: int, default: int | None = None) -> Setting:
@@ -120,26 +130,46 @@ class Settings:
 def parse(what: str, body: str, known: Mapping[str, Setting], positional: tuple[str, ...] = ()) -> Settings:
     """Parse ``body``, the part after the kind. Raises ConfigError naming ``what`` (``--disk x.img,foo``)."""
     values: dict[str, object] = {key: setting.default for key, setting in known.items()}
+    for key, given in _words(what, body, known, positional):
+        bare = known[key].bare
+        if given is None and bare is None:
+            raise ConfigError(f"{what} needs a value for {key}: {key}=...")
+        try:
+            values[key] = known[key].parse(bare or "" if given is None else given)
+        except ValueError as error:
+            raise ConfigError(f"{what}: {key} takes {error}, not {given!r}.") from None
+    return Settings(values, what)
+
+
+def relocate(
+    what: str, body: str, known: Mapping[str, Setting], positional: tuple[str, ...], folder: str
+) -> str:
+    """``body`` with its relative paths counted from ``folder``. Raises ConfigError as ``parse`` does."""
+    words = []
+    for key, given in _words(what, body, known, positional):
+        if given is not None and known[key].is_path:
+            given = os.path.join(folder, os.path.expanduser(given))
+        words.append(key if given is None else f"{key}={given}")
+    return ",".join(words)
+
+
+def _words(
+    what: str, body: str, known: Mapping[str, Setting], positional: tuple[str, ...]
+) -> Iterator[tuple[str, str | None]]:
+    """Each key that ``body`` gives, once, with its text: None where it stands alone."""
     given: set[str] = set()
     waiting = list(positional)
     for word in body.split(",") if body else []:
         key, equals, value = word.partition("=")
         if waiting and (key not in known or (not equals and known[key].bare is None)):
             key, value, equals = waiting.pop(0), word, "="
-        setting = known.get(key)
-        if setting is None:
+        if key not in known:
             raise ConfigError(f"{what} has no setting {key!r}.{nearest(key, known)}")
         if key in given:
             raise ConfigError(f"{what} has {key} twice.")
         given.add(key)
-        if not equals and setting.bare is None:
-            raise ConfigError(f"{what} needs a value for {key}: {key}=...")
-        try:
-            values[key] = setting.parse(value if equals else setting.bare or "")
-        except ValueError as error:
-            raise ConfigError(f"{what}: {key} takes {error}, not {value!r}.") from None
         waiting = [other for other in waiting if other != key]
-    return Settings(values, what)
+        yield key, value if equals else None
 
 
 def _parse_flag(value: str) -> bool:

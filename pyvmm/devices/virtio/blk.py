@@ -19,7 +19,7 @@ from functools import partial
 from pyvmm.devices.disk.image import SECTOR
 from pyvmm.devices.disk.jobs import JobQueue
 from pyvmm.devices.disk.request import IOERR, OK, UNSUPP, Request
-from pyvmm.devices.settings import Setting, choice, flag, number, text
+from pyvmm.devices.settings import Setting, choice, flag, number, path
 from pyvmm.devices.virtio.bits import feature_set, has
 from pyvmm.devices.virtio.chain import gather, scatter, split, total
 from pyvmm.devices.virtio.device import VirtioDevice
@@ -88,7 +88,7 @@ class Blk(VirtioDevice):
     DEVICE_ID = 2
     POSITIONAL = ("file",)
     SETTINGS: ClassVar[dict[str, Setting]] = {
-        "file": text("raw image file or block device"),
+        "file": path("raw image file or block device"),
         "ro": flag("the guest may only read; several machines may share the image so"),
         "rw": flag("the guest may write, which is the default"),
         "direct": flag("go around the host's page cache (O_DIRECT)"),

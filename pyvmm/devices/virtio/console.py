@@ -11,7 +11,7 @@ from __future__ import annotations
 from struct import Struct
 
 from pyvmm.devices.console.ports import ScreenPort, next_chain
-from pyvmm.devices.settings import text
+from pyvmm.devices.settings import path, text
 from pyvmm.devices.virtio import bits
 from pyvmm.devices.virtio.chain import gather, scatter
 from pyvmm.devices.virtio.device import VirtioDevice
@@ -65,8 +65,8 @@ class Console(VirtioDevice):
     DEVICE_ID = 3
     SETTINGS: ClassVar[dict[str, Setting]] = {
         "name": text("what the guest finds the port by"),
-        "unix": text("listen for a client at this path"),
-        "file": text("append what the guest writes to this file"),
+        "unix": path("listen for a client at this path"),
+        "file": path("append what the guest writes to this file"),
     }
     POSITIONAL = ("name",)
     STATE = ("_ready", "_guest_open", "_to_tell", "_heard")

@@ -39,7 +39,7 @@ class Fs(VirtioDevice):
     DEVICE_ID = 26
     SIZE = MAX_TAG + 4
     SETTINGS: ClassVar[dict[str, keys.Setting]] = {
-        "dir": keys.text("folder of the host to share"),
+        "dir": keys.path("folder of the host to share"),
         "tag": keys.text("name under which the guest mounts it", default="share"),
         "rw": keys.flag("let the guest change the folder"),
     }

@@ -58,7 +58,7 @@ class P9(VirtioDevice):
     DEVICE_ID = 9
     SIZE = 2 + MAX_TAG
     SETTINGS: ClassVar[dict[str, keys.Setting]] = {
-        "dir": keys.text("folder of the host to share"),
+        "dir": keys.path("folder of the host to share"),
         "tag": keys.text("name under which the guest mounts it", default="share"),
         "rw": keys.flag("let the guest change the folder"),
     }

@@ -18,6 +18,9 @@ _DURATION_UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 # The widest G-stage, Sv57x4, translates 59 bits.
 _LARGEST_MEMORY = 1 << 58
 
+#: Read by the commands when it is in the current folder (``profiles``).
+CONFIG_FILE = "pyvmm.toml"
+
 IRQCHIPS = ("auto", "aia", "aplic", "plic")
 AIA_MODES = ("auto", "emul", "hwaccel")
 CONSOLES = ("auto", "virtio", "serial", "sbi", "none")
@@ -129,8 +132,8 @@ class MachineConfig:
         p9: list[str] | None = None,
         shares: list[str] | None = None,
         vsock: list[str] | None = None,
-        rng: list[str] | None = None,
-        balloon: list[str] | None = None,
+        rng: list[str] | bool | None = None,
+        balloon: list[str] | bool | None = None,
         devices: list[str] | None = None,
         virtio_transport: str = "pci",
         log: str | None = None,
@@ -151,8 +154,8 @@ class MachineConfig:
         self.cpus = _cpu_count(cpus)
         self.isa = isa
         self.cpu_type = cpu_type
-        self.disable_isa = disable_isa or []
-        self.disable_sbi = disable_sbi or []
+        self.disable_isa = _texts("disable_isa", disable_isa) if disable_isa else []
+        self.disable_sbi = _texts("disable_sbi", disable_sbi) if disable_sbi else []
         self.irqchip = _one_of("--irqchip", irqchip, IRQCHIPS)
         self.aia_mode = _one_of("--aia-mode", aia_mode, AIA_MODES)
         self.virtio_transport = _one_of("--virtio-transport", virtio_transport, TRANSPORTS)
@@ -163,11 +166,14 @@ class MachineConfig:
             "p9": p9,
             "shares": shares,
             "vsock": vsock,
-            "rng": rng,
-            "balloon": balloon,
+            "rng": [""] if rng is True else rng,
+            "balloon": [""] if balloon is True else balloon,
             "ports": ports,
         }
-        self.devices = requests({noun: bodies for noun, bodies in nouns.items() if bodies}, devices or ())
+        self.devices = requests(
+            {noun: _texts(noun, bodies) for noun, bodies in nouns.items() if bodies},
+            _texts("devices", devices) if devices else (),
+        )
         if self.shared_memory and self.mem_backend == "anon":
             self.mem_backend = "memfd"
         self.log = log
@@ -260,6 +266,13 @@ def _one_of(what: str, value: str, choices: tuple[str, ...]) -> str:
     if value not in choices:
         raise ConfigError(f"{what} takes one of {', '.join(choices)}, not {value!r}.")
     return value
+
+
+def _texts(noun: str, value: object) -> list[str]:
+    """``value``, which is a list of texts: a lone text, a list of its letters, is the mistake to expect."""
+    if not isinstance(value, (list, tuple)) or not all(isinstance(text, str) for text in value):
+        raise ConfigError(f"{noun} takes a list of texts, not {value!r}.")
+    return list(value)
 
 
 def _trace_kinds(text: str) -> tuple[str, ...]:

@@ -36,15 +36,38 @@ def tree(config: MachineConfig) -> devicetree.Tree:
     return plan
 
 
+def describe(config: MachineConfig) -> dict[str, object]:
+    """``config`` as plain data, everything resolved: sizes in bytes, durations in seconds."""
+    fields = {key: getattr(config, key) for key in config.__slots__ if key != "devices"}
+    return {
+        "schema_version": 1,
+        "config": {**fields, "trace": list(config.trace)},
+        "command_line": config.command_line(),
+        "platform": [
+            {"name": place.name, "base": place.base, "size": place.size, "irq": place.irq}
+            for place in peripherals.wanted(config)
+        ],
+        "devices": [
+            {"name": request.name, "kind": request.kind, "settings": request.settings.values()}
+            for request in config.devices
+        ],
+    }
+
+
 def check(config: MachineConfig) -> None:
     """Raise ConfigError for what would fail on any host: names, files, placement. Changes nothing."""
+    check_devices(config)
     blob = flatten(tree(config).root)
-    for request in config.devices:
-        request.model.check(request.settings)
     with Boot(
         layout.RAM_BASE, config.mem, kernel=config.kernel, initrd=config.initrd, firmware=config.firmware
     ) as boot:
         boot.place(len(blob))
+
+
+def check_devices(config: MachineConfig) -> None:
+    """Raise ConfigError for devices that would fail on any host."""
+    for request in config.devices:
+        request.model.check(request.settings)
 
 
 def _extensions(config: MachineConfig) -> list[str]:

@@ -58,6 +58,7 @@ MAY_IMPORT = {
         "exittrace", "fdt", "harts", "hostfile", "irqchip", "kvm", "layout", "loader", "memory", "messages",
         "mmio", "outcome", "peripherals", "ring", "runner", "sbi", "suspend", "trace",
     },
+    "profiles": {"config", "devicelist", "devices", "errors", "nearest"},
     "preview": {
         "backplane", "config", "devicetree", "fdt", "harts", "irqchip", "isa", "kvm", "layout", "loader",
         "peripherals",

@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 
 from pyvmm import hostfile, preview
-from pyvmm.cli.options import MACHINE_OPTIONS, PREFIXES, REFUSED
+from pyvmm.cli.options import CONFIG_OPTIONS, MACHINE_OPTIONS, PREFIXES, REFUSED, resolved
 from pyvmm.cli.parser import Command, Option
 from pyvmm.config import MachineConfig
 from pyvmm.fdt import flatten, to_dts
@@ -19,6 +19,7 @@ COMMAND = Command(
     (
         Option("-o", "--output", key="output", metavar="FILE", group="Output", help="write the blob there"),
         *MACHINE_OPTIONS,
+        *CONFIG_OPTIONS,
     ),
     positional=("kernel", "KERNEL"),
     refused=REFUSED,
@@ -28,7 +29,7 @@ COMMAND = Command(
 
 def main(words: list[str]) -> int:
     """Print or write it."""
-    values = COMMAND.parse(words)
+    values, _ = resolved(COMMAND.parse(words))
     output = values.pop("output", None)
     tree = preview.tree(MachineConfig(**values))  # type: ignore[arg-type]  # checked field by field there
     if output is None:

@@ -13,7 +13,7 @@ DEFAULT_FLAVOUR = "aia"
 
 
 def run_in_lab(words: list[str], config: MachineConfig, where: str, *, quiet: bool) -> int:
-    """``pyvmm run`` with these words, in a lab host; its exit code.
+    """``pyvmm`` with these words, which say all that ``config`` does, in a lab host; its exit code.
 
     What the user got wrong is found here, before a host is started for it.
     """
@@ -23,22 +23,7 @@ def run_in_lab(words: list[str], config: MachineConfig, where: str, *, quiet: bo
 
     if not quiet:
         say(f"no RISC-V KVM on this {os.uname().machine} machine: running in the lab (flavour {flavour})")
-    remote = ["python3", "-m", "pyvmm", "run", "--host=local", *_without_host(words)]
-    return Lab(flavour).run(remote, progress=no_progress if quiet else progress)
-
-
-def _without_host(words: list[str]) -> list[str]:
-    """``words`` less ``--host``, whose value was meant for this machine."""
-    kept = []
-    skip = False
-    for word in words:
-        if skip:
-            skip = False
-        elif word == "--host":
-            skip = True
-        elif not word.startswith("--host="):
-            kept.append(word)
-    return kept
+    return Lab(flavour).run(["python3", "-m", "pyvmm", *words], progress=no_progress if quiet else progress)
 
 
 def progress(text: str) -> None:

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
-from pyvmm.cli.parser import Option
-from pyvmm.config import AIA_MODES, CONSOLES, IRQCHIPS, ON_PANIC, ON_REBOOT, TRANSPORTS
+import os
+
+from pyvmm.cli.parser import Option, UsageError
+from pyvmm.config import AIA_MODES, CONFIG_FILE, CONSOLES, IRQCHIPS, ON_PANIC, ON_REBOOT, TRANSPORTS
 
 MACHINE_OPTIONS = (
     Option("-k", "--kernel", key="kernel", metavar="FILE", group="Boot", help="kernel: Image (also .gz, .zst, zboot) or ELF"),
@@ -23,7 +25,7 @@ MACHINE_OPTIONS = (
     Option("-d", "--disk", key="disks", many=True, metavar="FILE[,ro][,direct][,id=X]", group="Devices", help="raw disk image or block device"),
     Option("-n", "--network", key="nets", many=True, metavar="user|tap[,tap=X][,...]", group="Devices", help="network card: user is passt"),
     Option("--9p", key="p9", many=True, metavar="DIR[,TAG][,rw]", group="Devices", help="share a folder by 9P, read-only unless rw"),
-    Option("--share", key="shares", many=True, metavar="DIR[,TAG][,ro]", group="Devices", help="share a folder by virtio-fs (virtiofsd)"),
+    Option("--share", key="shares", many=True, metavar="DIR[,TAG][,rw]", group="Devices", help="the same by virtio-fs (virtiofsd)"),
     Option("--vsock", key="vsock", many=True, metavar="CID", group="Devices", help="vsock with this context id"),
     Option("--rng", key="rng", many=True, value="", optional="rate=SIZE", group="Devices", help="random numbers from the host"),
     Option("--balloon", key="balloon", many=True, value="", optional="SIZE", group="Devices", help="memory balloon"),
@@ -32,6 +34,22 @@ MACHINE_OPTIONS = (
     Option("--console", key="console", choices=CONSOLES, metavar="KIND", group="Console", help="guest console [virtio]"),
     Option("--port", key="ports", many=True, metavar="NAME,unix=PATH", group="Devices", help="virtio-console port by name; also NAME,file=PATH"),
 )  # fmt: skip
+
+CONFIG_OPTIONS = (
+    Option("--config", key="config", metavar="FILE", group="Configuration", help="take options from there [pyvmm.toml, if it is here]"),
+    Option("--profile", key="profile", metavar="NAME", group="Configuration", help="and those of this profile in it"),
+    Option("--no-config", key="no_config", group="Configuration", help="take none from pyvmm.toml"),
+)  # fmt: skip
+
+DRY_RUN = Option(
+    "--dry-run",
+    key="dry_run",
+    value="text",
+    optional="json",
+    choices=("json",),
+    group="Meta",
+    help="show the machine, and start nothing",
+)
 
 RUN_OPTIONS = (
     Option("--log", key="log", metavar="FILE", group="Console", help="also write console output there"),
@@ -56,3 +74,24 @@ REFUSED = {
 }
 
 PREFIXES = {"--disable-sbi-": "disable_sbi", "--disable-": "disable_isa"}
+
+
+def resolved(values: dict[str, object]) -> tuple[dict[str, object], str | None]:
+    """``values`` over those of the configuration file, and how to call what was taken from there.
+
+    Raises ConfigError. Where there is no file, this costs a look.
+    """
+    path, profile = values.pop("config", None), values.pop("profile", None)
+    if values.pop("no_config", False):
+        if path is not None or profile is not None:
+            raise UsageError("--no-config has no meaning with --config or --profile; leave one of them out.")
+        return values, None
+    if path is None and profile is None and not os.path.exists(CONFIG_FILE):
+        return values, None
+    from pyvmm import profiles
+
+    given = None if path is None else str(path), None if profile is None else str(profile)
+    source = given[0] or CONFIG_FILE
+    if profile is not None:
+        source += f", profile {profile}"
+    return profiles.resolve(values, *given), source

@@ -12,7 +12,7 @@ from pyvmm.nearest import nearest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 
 class UsageError(ConfigError):
@@ -55,11 +55,29 @@ class Option:
         self.value = value
         self.optional = optional
 
+    @property
+    def long(self) -> str:
+        """The canonical spelling."""
+        return next((name for name in self.names if name.startswith("--")), self.names[0])
+
+    def usage(self) -> str:
+        """All spellings, and the value: ``-m, --mem SIZE``."""
+        names = ", ".join(self.names)
+        if self.optional is not None:
+            return f"{names}[={self.optional}]"
+        value = "|".join(self.choices) or self.metavar
+        return f"{names} {value}" if value else names
+
+    def words(self, value: object) -> list[str]:
+        """The command line that stores ``value``."""
+        values = value if isinstance(value, list) else [value]
+        return [self.long if one == self.value else f"{self.long}={one}" for one in values]
+
     def store(self, values: dict[str, object], spelling: str, text: str | None) -> None:
         """Put the option's value into ``values``. Raises UsageError for a value not among the choices."""
-        if self.choices and text not in self.choices:
+        if self.choices and text is not None and text not in self.choices:
             known = ", ".join(self.choices)
-            hint = nearest(text or "", self.choices)
+            hint = nearest(text, self.choices)
             raise UsageError(f"{spelling} takes one of {known}, not {text!r}.{hint}")
         value = self.value if text is None else text
         if self.many:
@@ -170,6 +188,20 @@ class Command:
         hint = nearest(spelling, by_name)
         raise UsageError(f"pyvmm {self.name} has no option {spelling}.{hint} See pyvmm {self.name} --help.")
 
+    def words(self, values: Mapping[str, object]) -> list[str]:
+        """A command line that is parsed to ``values``; keys that no option has are left out."""
+        by_key = {option.key: option for option in self.options if option.key in values}
+        words = [word for key, option in by_key.items() for word in option.words(values[key])]
+        for prefix, key in self.prefixes.items():
+            held = values.get(key, [])
+            assert isinstance(held, list)
+            words += [prefix + name for name in held]
+        if self.rest is not None and self.rest in values:
+            rest = values[self.rest]
+            assert isinstance(rest, list)
+            words += ["--", *rest]
+        return words
+
     def help(self) -> str:
         """The text of ``--help``."""
         usage = f"usage: pyvmm {self.name} [options]"
@@ -189,10 +221,7 @@ class Command:
 
 
 def _option_help(option: Option) -> list[str]:
-    metavar = "|".join(option.choices) if option.choices else option.metavar
-    left = "  " + ", ".join(option.names) + (f" {metavar}" if metavar else "")
-    if option.optional is not None:
-        left += f"[={option.optional}]"
+    left = f"  {option.usage()}"
     if len(left) > 30:
         return [left, " " * 32 + option.help]
     return [f"{left:<32}{option.help}"]

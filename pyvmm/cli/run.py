@@ -7,7 +7,15 @@ import os
 import signal
 
 from pyvmm import outcome
-from pyvmm.cli.options import MACHINE_OPTIONS, PREFIXES, REFUSED, RUN_OPTIONS
+from pyvmm.cli.options import (
+    CONFIG_OPTIONS,
+    DRY_RUN,
+    MACHINE_OPTIONS,
+    PREFIXES,
+    REFUSED,
+    RUN_OPTIONS,
+    resolved,
+)
 from pyvmm.cli.parser import Command, Option
 from pyvmm.cli.say import say, show
 from pyvmm.config import MachineConfig
@@ -28,6 +36,8 @@ COMMAND = Command(
     (
         *MACHINE_OPTIONS,
         *RUN_OPTIONS,
+        *CONFIG_OPTIONS,
+        DRY_RUN,
         Option(
             "--host",
             key="host",
@@ -47,21 +57,29 @@ COMMAND = Command(
 
 def main(words: list[str]) -> int:
     """Run the guest; the exit code says how it ended."""
-    values = COMMAND.parse(words)
+    values, source = resolved(COMMAND.parse(words))
+    if "dry_run" in values:
+        from pyvmm.cli.dryrun import dry_run
+
+        return dry_run(values)
     where = values.pop("host", "auto")
     verbose = bool(values.pop("verbose", False))
     quiet = bool(values.pop("quiet", False))
+    if source is not None and not quiet:
+        say(f"with the options in {source}")
     if values.get("kernel") is None and values.get("firmware") is None:
-        words = [*words, *_debian_guest(values, quiet)]
+        _add_debian_guest(values, quiet)
     config = MachineConfig(**values)  # type: ignore[arg-type]  # checked field by field there
     if where == "local" or (where == "auto" and os.uname().machine == "riscv64"):
         return _run_here(config, verbose=verbose, quiet=quiet)
     from pyvmm.cli.in_lab import run_in_lab
 
-    return run_in_lab(words, config, str(where), quiet=quiet)
+    talk = {key: True for key, wanted in (("verbose", verbose), ("quiet", quiet)) if wanted}
+    words = COMMAND.words({**values, **talk, "host": "local", "no_config": True})
+    return run_in_lab(["run", *words], config, str(where), quiet=quiet)
 
 
-def _debian_guest(values: dict[str, object], quiet: bool) -> list[str]:
+def _add_debian_guest(values: dict[str, object], quiet: bool) -> None:
     """No kernel was named: take Debian's, and a busybox initramfs unless there is an --initrd."""
     from pyvmm.cli.in_lab import no_progress, progress
     from pyvmm.lab import guests
@@ -70,11 +88,8 @@ def _debian_guest(values: dict[str, object], quiet: bool) -> list[str]:
         say("no kernel given: booting Debian's, to a busybox shell")
     show_progress = no_progress if quiet else progress
     values["kernel"] = str(guests.kernel(progress=show_progress))
-    added = [f"--kernel={values['kernel']}"]
     if "initrd" not in values:
         values["initrd"] = str(guests.initrd(progress=show_progress))
-        added.append(f"--initrd={values['initrd']}")
-    return added
 
 
 def _run_here(config: MachineConfig, *, verbose: bool, quiet: bool) -> int:

@@ -119,6 +119,10 @@ class Settings:
         """Whether it is on."""
         return bool(self._values[key])
 
+    def values(self) -> dict[str, object]:
+        """All of them, by key, with the defaults of those that were not given."""
+        return dict(self._values)
+
     def require(self, key: str) -> str:
         """A text that has to be there. Raises ConfigError."""
         value = self.text(key)
@@ -130,7 +134,7 @@ class Settings:
 def parse(what: str, body: str, known: Mapping[str, Setting], positional: tuple[str, ...] = ()) -> Settings:
     """Parse ``body``, the part after the kind. Raises ConfigError naming ``what`` (``--disk x.img,foo``)."""
     values: dict[str, object] = {key: setting.default for key, setting in known.items()}
-    for key, given in _words(what, body, known, positional):
+    for key, _, given in _words(what, body, known, positional):
         bare = known[key].bare
         if given is None and bare is None:
             raise ConfigError(f"{what} needs a value for {key}: {key}=...")
@@ -146,30 +150,34 @@ def relocate(
 ) -> str:
     """``body`` with its relative paths counted from ``folder``. Raises ConfigError as ``parse`` does."""
     words = []
-    for key, given in _words(what, body, known, positional):
-        if given is not None and known[key].is_path:
-            given = os.path.join(folder, os.path.expanduser(given))
-        words.append(key if given is None else f"{key}={given}")
+    for key, spelled, given in _words(what, body, known, positional):
+        if given is None:
+            words.append(key)
+        elif known[key].is_path:
+            words.append(spelled + os.path.join(folder, os.path.expanduser(given)))
+        else:
+            words.append(spelled + given)
     return ",".join(words)
 
 
 def _words(
     what: str, body: str, known: Mapping[str, Setting], positional: tuple[str, ...]
-) -> Iterator[tuple[str, str | None]]:
-    """Each key that ``body`` gives, once, with its text: None where it stands alone."""
+) -> Iterator[tuple[str, str, str | None]]:
+    """Each word of ``body``: its key, ``key=`` where that was written, and its text if it has one."""
     given: set[str] = set()
     waiting = list(positional)
     for word in body.split(",") if body else []:
         key, equals, value = word.partition("=")
+        spelled = key + equals
         if waiting and (key not in known or (not equals and known[key].bare is None)):
-            key, value, equals = waiting.pop(0), word, "="
+            key, spelled, value, equals = waiting.pop(0), "", word, "="
         if key not in known:
             raise ConfigError(f"{what} has no setting {key!r}.{nearest(key, known)}")
         if key in given:
             raise ConfigError(f"{what} has {key} twice.")
         given.add(key)
         waiting = [other for other in waiting if other != key]
-        yield key, value if equals else None
+        yield key, spelled, value if equals else None
 
 
 def _parse_flag(value: str) -> bool:

@@ -57,6 +57,10 @@ def _ignore(_text: str) -> None:
     """Nobody listens."""
 
 
+def _nothing() -> None:
+    """Nobody wants to know when."""
+
+
 def _pass_on(data: bytes) -> list[Item]:
     return [data]
 
@@ -100,9 +104,7 @@ class Machine:
         self._writer = ConsoleWriter(self._on_line, self._fail)
         if output_fd is not None:
             self._writer.add_output(output_fd, self._on_output_failed)
-        self._input: ConsoleInput | None = None
-        if input_fd is not None:
-            self._input = ConsoleInput(self._loop, input_fd, self._filter_input)
+        self._input = ConsoleInput(self._loop, input_fd, self._filter_input)
         #: Guards the board's change at a reboot and at the end; never held while waiting for a thread.
         self._state = threading.Lock()
         self._board: Board | None = None
@@ -146,8 +148,7 @@ class Machine:
     def start(self) -> None:
         """Run the guest; prepares it first when that was not done. Raises what ``prepare`` raises."""
         board = self.prepare()
-        if self._input is not None:
-            self._input.start()
+        self._input.start()
         self._loop.call_soon(self._watch_output)
         if self.config.timeout is not None:
             limit = Outcome(outcome.TIMEOUT, f"the guest did not end within {self.config.timeout:g} s")
@@ -218,8 +219,22 @@ class Machine:
 
     def send_break(self) -> None:
         """A BREAK on the serial console, after the input so far: the next key is a SysRq command."""
-        if self._input is not None:
-            self._input.insert(self.break_item)
+        self._input.insert(self.break_item)
+
+    def send_input(self, data: bytes, taken: Callable[[], None] = _nothing) -> None:
+        """Type ``data`` into the console, after the input so far.
+
+        ``taken`` is called, on the loop's thread, once the guest's device has all of it. From any thread.
+        """
+        self._input.type(data, taken)
+
+    def observe_console(self, callback: Callable[[bytes], None]) -> Callable[[], None]:
+        """Show ``callback`` the newest console output, at once, and then all that follows, as it comes.
+
+        It is called on whatever thread writes, and must neither wait nor call back. Returns what ends it.
+        From any thread.
+        """
+        return self._writer.observe(callback)
 
     def break_item(self) -> bool:
         """A BREAK as an item of console input."""

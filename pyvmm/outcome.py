@@ -9,6 +9,7 @@ PANIC = "panic"
 TIMEOUT = "timeout"
 HUNG = "hung"
 QUIT = "quit"
+KILLED = "killed"
 SIGNAL = "signal"
 OUTPUT_CLOSED = "output-closed"
 FAILED = "failed"
@@ -25,6 +26,7 @@ _CODES = {
     POWEROFF: EXIT_OK,
     REBOOT: EXIT_OK,
     QUIT: EXIT_OK,
+    KILLED: EXIT_SIGNAL + 9,  # as if by SIGKILL
     PANIC: EXIT_PANIC,
     TIMEOUT: EXIT_TIMEOUT,
     HUNG: EXIT_HUNG,

@@ -23,11 +23,12 @@ _READ_AHEAD = 64 << 10
 class ConsoleInput:
     """Reads a descriptor on the event loop and offers what comes to a device, in order, losing nothing.
 
-    ``consume(data) -> int`` takes what fits and says how much; ``filter`` sees the raw bytes first (escape
-    keys) and returns the items meant for the guest. Methods run on the loop thread unless they say otherwise.
+    ``fd`` is None when there is nothing to read, and all input is typed (``type``). ``consume(data) -> int``
+    takes what fits and says how much; ``filter`` sees the raw bytes first (escape keys) and returns the items
+    meant for the guest. Methods run on the loop thread unless they say otherwise.
     """
 
-    def __init__(self, loop: EventLoop, fd: int, filter: Callable[[bytes], list[Item]]) -> None:
+    def __init__(self, loop: EventLoop, fd: int | None, filter: Callable[[bytes], list[Item]]) -> None:
         self._loop = loop
         self._fd = fd
         self._filter = filter
@@ -47,15 +48,28 @@ class ConsoleInput:
         self._consume = consume
         self._loop.call_soon(self.offer)
 
+    def type(self, data: bytes, taken: Callable[[], None]) -> None:
+        """Offer ``data`` after the input so far; call ``taken`` once the device has all of it.
+
+        From any thread; ``taken`` is called on the loop's.
+        """
+
+        def all_taken() -> bool:
+            taken()
+            return True
+
+        self._loop.call_soon(lambda: self._insert(data, all_taken))
+
     def insert(self, action: Callable[[], bool]) -> None:
         """Do ``action`` after the input so far, again until it says it was done. From any thread."""
         self._loop.call_soon(lambda: self._insert(action))
 
-    def _insert(self, action: Callable[[], bool]) -> None:
-        self._pending.append(action)
+    def _insert(self, *items: Item) -> None:
+        self._pending.extend(items)
         self.offer()
 
     def _readable(self, _events: int) -> None:
+        assert self._fd is not None
         try:
             data = os.read(self._fd, _READ_SIZE)
         except BlockingIOError:
@@ -87,20 +101,22 @@ class ConsoleInput:
 
     def _read_on(self) -> None:
         """Watch the descriptor while there is room, and not otherwise: a hang-up cannot be masked."""
+        if self._fd is None:
+            return
         waiting = sum(len(item) for item in self._pending if isinstance(item, bytes))
         room = not self._eof and waiting < _READ_AHEAD
         if self._always_ready:
             if room and not waiting:
                 self._read_soon()
         elif room and self._watch is None:
-            self._start_watching()
+            self._start_watching(self._fd)
         elif not room and self._watch is not None:
             self._watch.close()
             self._watch = None
 
-    def _start_watching(self) -> None:
+    def _start_watching(self, fd: int) -> None:
         try:
-            self._watch = self._loop.watch(self._fd, self._readable)
+            self._watch = self._loop.watch(fd, self._readable)
         except PermissionError:  # a regular file: epoll refuses it, and it is always ready
             self._always_ready = True
             self._read_soon()

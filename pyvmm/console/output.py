@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Console output: a device appends to a buffer and goes on; a writer thread does the blocking writes.
 
+The newest output is kept, and observers see output as it comes.
+
 A buffer that is full makes the vCPU wait, outside every device lock, until the reader has caught up: nothing
 is lost and a flood cannot exhaust the host. A device that works on the event loop, which must not wait, asks
 to be called instead (``when_room``).
@@ -23,6 +25,9 @@ _LINE_LIMIT = 4096
 # After a write, gather output for this long (seconds): a byte at a time would wake the reader, and fight the
 # vCPU for the interpreter, once a byte. Nobody sees so short a delay on a screen.
 _GATHER = 0.004
+# The newest output is kept for whoever comes to look.
+_KEPT = 256 << 10
+_TRIMMED_BY = 64 << 10  # at least, so that a flood of single bytes does not trim at every one
 
 
 class ConsoleWriter:
@@ -41,6 +46,8 @@ class ConsoleWriter:
         self._idle = False  # the writer's thread waits to be told of output
         self._buffer = bytearray()
         self._line = bytearray()
+        self._kept = bytearray()
+        self._observers: list[Callable[[bytes], None]] = []
         self._wanting_room: list[Callable[[], None]] = []
         self._written = 0
         self._released = False
@@ -58,6 +65,30 @@ class ConsoleWriter:
         with self._ready:
             self._outputs[fd] = on_failed
 
+    def observe(self, callback: Callable[[bytes], None]) -> Callable[[], None]:
+        """Call ``callback`` now with the newest output, which is kept, and then with all that follows.
+
+        It is called on the thread that writes, with the writer's lock held: it must neither wait nor call
+        back. Returns what ends it, which is idempotent and, like this, callable from any thread.
+        """
+
+        def forget() -> None:
+            with self._ready:
+                if callback in self._observers:
+                    self._observers.remove(callback)
+
+        with self._ready:
+            callback(bytes(self._kept[-_KEPT:]))
+            self._observers.append(callback)
+        return forget
+
+    def _show(self, data: bytes) -> None:
+        self._kept += data
+        if len(self._kept) > _KEPT + _TRIMMED_BY:
+            del self._kept[:-_KEPT]
+        for callback in self._observers:
+            callback(data)
+
     def write(self, data: bytes) -> Callable[[], None] | None:
         """Take ``data``. When the buffer is full, return what the caller must run to wait for room."""
         with self._ready:
@@ -65,6 +96,7 @@ class ConsoleWriter:
                 self._idle = False
                 self._ready.notify_all()
             self._buffer += data
+            self._show(data)
             self._line += data
             if b"\n" in data or len(self._line) > _LINE_LIMIT:
                 self._finish_lines()

@@ -329,3 +329,82 @@ def test_writer_gives_up_on_a_reader_that_takes_nothing(ends, pipe):
     while os.read(pipe[0], 1 << 16):
         if writer._thread.join(0.01) is None and not writer._thread.is_alive():
             break
+
+
+# Observers
+
+
+def test_observer_gets_what_was_kept_and_then_what_follows(ends):
+    writer = make_writer(ends)
+    writer.write(b"before ")
+    seen = []
+    forget = writer.observe(seen.append)
+    writer.write(b"after")
+    forget()
+    forget()
+    writer.write(b"unseen")
+    assert seen == [b"before ", b"after"]
+    writer.close()
+
+
+def test_the_newest_256_kib_of_output_are_kept(ends):
+    writer = make_writer(ends)
+    for number in range(1000):
+        writer.write(b"%01023d\n" % number)
+    seen = []
+    writer.observe(seen.append)
+    assert b"".join(seen) == b"".join(b"%01023d\n" % number for number in range(744, 1000))
+    assert len(writer._kept) <= (256 + 64) << 10
+    writer.close()
+
+
+def test_observer_sees_what_no_output_takes(ends, pipe):
+    """Whoever is slow to read stdout holds up the guest, but not those who look on."""
+    writer = make_writer(ends, pipe[1])
+    seen = []
+    writer.observe(seen.append)
+    wait = None
+    sent = b""
+    while wait is None:
+        wait = writer.write(b"y" * 65536)
+        sent += b"y" * 65536
+    assert b"".join(seen) == sent
+    writer.release()
+    writer.close(patience=0)
+
+
+# Typed input
+
+
+def test_typed_input_is_called_taken_once_the_device_has_all_of_it(loop):
+    got, taken = [], threading.Event()
+    room = [2, 2]
+
+    def consume(data):
+        count = room.pop() if room else 0
+        got.append(bytes(data[:count]))
+        return count
+
+    typed = ConsoleInput(loop, None, lambda data: [data])
+    typed.start()
+    typed.connect(consume)
+    typed.type(b"abcd", taken.set)
+    for _ in range(2):
+        loop.call_soon(typed.offer)
+    assert taken.wait(PATIENCE)
+    assert b"".join(got) == b"abcd"
+
+
+def test_typed_input_keeps_its_order_with_what_is_read(loop, pipe):
+    got, done = [], threading.Event()
+
+    def consume(data):
+        got.append(bytes(data))
+        return len(data)
+
+    both = ConsoleInput(loop, pipe[0], lambda data: [data])
+    both.type(b"first", lambda: None)
+    both.type(b"second", done.set)
+    both.connect(consume)
+    assert done.wait(PATIENCE)
+    assert got == [b"first", b"second"]

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from pyvmm.lab import elf, kernels, store, tools
-from pyvmm.lab.cpio import Initramfs
+from pyvmm.cpio import Initramfs
 from pyvmm.lab.kernels import GUEST_MODULES
 from pyvmm.lab.packages import Archive, require_commands, unpack
 from pyvmm.lab.store import Progress, quiet

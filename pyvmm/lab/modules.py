@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from pyvmm.lab.cpio import Initramfs
+from pyvmm.cpio import Initramfs
 
 SOFT_DEPENDENCIES = {"crypto-crc32c": "crc32c_generic"}
 """Algorithms that modules ask for by the name of the algorithm, and the module that has each."""

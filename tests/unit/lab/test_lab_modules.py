@@ -7,7 +7,7 @@ import lzma
 
 import pytest
 
-from pyvmm.lab.cpio import Initramfs
+from pyvmm.cpio import Initramfs
 from pyvmm.lab.modules import ModuleTree
 
 

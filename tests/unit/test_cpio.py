@@ -8,7 +8,7 @@ import stat
 
 import pytest
 
-from pyvmm.lab.cpio import Initramfs
+from pyvmm.cpio import Initramfs
 
 
 def entries(data: bytes) -> dict[str, tuple[int, bytes, tuple[int, ...]]]:

@@ -68,6 +68,7 @@ MAY_IMPORT = {
         "board", "config", "console", "errors", "eventloop", "hostfile", "kvm", "outcome", "threads",
         "trace", "workers",
     },
+    "control": {"errors", "eventloop", "machine", "nearest", "outcome", "threads"},
     "lab": {"cpio", "errors"},
 }  # fmt: skip
 # The command line sits on top and may use everything; so may the package's front door.

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A running machine as those who control it see it."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+from pyvmm import __version__
+from pyvmm.errors import ConfigError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pyvmm.machine import Machine
+
+    Event = dict[str, object]
+
+_MOST_UNREAD = 1 << 20
+
+
+class Served:
+    """The machine, its name, and what is known of its end. Every method may be called from any thread.
+
+    ``on_event`` gets the machine's events with their times, on any thread, and must not wait.
+    """
+
+    def __init__(self, machine: Machine, name: str, on_event: Callable[[Event], None]) -> None:
+        self.machine = machine
+        self.name = name
+        self._over = threading.Event()
+        self._on_event = on_event
+        self._end: Event = {}
+        self._began = time.time()
+        self._clock = time.monotonic()
+        self._unread = 0
+        self._unread_lock = threading.Lock()
+        self._unsubscribe = machine.subscribe(self._happened)
+
+    def close(self) -> None:
+        """Hear of no more events; nobody waits for the end any more."""
+        self._unsubscribe()
+        self._over.set()
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Wait for the guest's end; whether it came within ``seconds``.
+
+        Raises ConfigError when the guest goes on, and is no longer served.
+        """
+        over = self._over.wait(seconds)
+        if over and not self._end:
+            raise ConfigError("This guest can no longer be controlled here.")
+        return over
+
+    def _happened(self, event: Event) -> None:
+        event = {"time": round(time.monotonic() - self._clock, 6), **event}
+        if event["event"] == "ended":
+            self._end = {name: event.get(name) for name in ("reason", "exit_code", "message")}
+            self._over.set()
+        self._on_event(event)
+
+    def end(self) -> Event:
+        """How the guest ended: ``reason``, ``exit_code``, ``message``; nothing while it runs."""
+        return self._end
+
+    def greeting(self, protocol: int) -> Event:
+        """What every client is told first."""
+        return {"pyvmm": __version__, "protocol": protocol, "name": self.name, "pid": os.getpid()}
+
+    def status(self) -> Event:
+        """The machine in a few facts; ``mem`` is in bytes, ``uptime`` in seconds, ``started`` a Unix time."""
+        config = self.machine.config
+        return {
+            "name": self.name,
+            "pid": os.getpid(),
+            "state": self.machine.state,
+            "uptime": round(time.monotonic() - self._clock, 3),
+            "started": round(self._began, 3),
+            "mem": config.mem,
+            "cpus": config.cpus,
+            "program": config.kernel or config.firmware,
+        }
+
+    def type(self, data: bytes) -> None:
+        """Type ``data`` into the guest's console. Raises ConfigError while it does not read."""
+        with self._unread_lock:
+            if self._unread + len(data) > _MOST_UNREAD:
+                raise ConfigError("The guest has not yet read what was typed before.")
+            self._unread += len(data)
+        self.machine.send_input(data, lambda: self._taken(len(data)))
+
+    def _taken(self, count: int) -> None:
+        with self._unread_lock:
+            self._unread -= count
+
+    def console_log(self) -> bytes:
+        """The console output that was kept."""
+        kept = bytearray()
+        self.machine.observe_console(kept.extend)()
+        return bytes(kept)

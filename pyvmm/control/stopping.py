@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ending a guest as gently as it lets us: its power key, then SysRq, then force."""
+
+from __future__ import annotations
+
+from pyvmm import outcome
+from pyvmm.errors import PyvmmError
+from pyvmm.outcome import Outcome
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pyvmm.control.served import Served
+
+#: Seconds a guest has to power off once its power key was pressed.
+GRACE = 20.0
+
+BY_POWER_KEY = "power-key"
+BY_SYSRQ = "sysrq"
+BY_FORCE = "forced"
+
+# Seconds that Linux gets to sync, to remount read-only and to power off, at most.
+_SYSRQ_GRACE = 5.0
+
+
+def stop(served: Served, grace: float) -> str:
+    """End the guest and return what it took. ``grace``: seconds it has after each time of asking.
+
+    Blocks for about as long as ``grace``. A paused guest is resumed: it could not hear otherwise.
+    """
+    machine = served.machine
+    if machine.paused:
+        machine.resume()
+    if _ask(machine.power_button) and served.wait(grace):
+        return BY_POWER_KEY
+    asked = all(_ask(lambda key=key: machine.sysrq(key)) for key in "suo")
+    if asked and served.wait(min(grace, _SYSRQ_GRACE)):
+        return BY_SYSRQ
+    machine.end(Outcome(outcome.KILLED, "the guest did not power off when asked, and was ended by force"))
+    served.wait()
+    return BY_FORCE
+
+
+def _ask(how: Callable[[], None]) -> bool:
+    """Whether this guest can be asked so."""
+    try:
+        how()
+    except PyvmmError:
+        return False
+    return True

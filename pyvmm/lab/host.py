@@ -132,6 +132,14 @@ class Lab:
         self.start()
         return self._connected().popen(self._command(argv, cwd, environment, distributions), **how)
 
+    def forward(self, local: Path, remote: str) -> None:
+        """Make a socket of the lab reachable here: see Connection.forward. For a host that was started."""
+        self._connected().forward(local, remote)
+
+    def cancel_command(self, local: Path, remote: str) -> list[str]:
+        """The command, to be run here, that ends such a forwarding."""
+        return self._connected().cancel_command(local, remote)
+
     def shell(self, progress: Progress = quiet) -> int:
         """An interactive shell in the lab."""
         return self.run(["sh", "-l"], tty=is_interactive(), progress=progress)

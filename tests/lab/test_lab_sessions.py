@@ -6,6 +6,8 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import socket
+import stat
 import subprocess
 import sys
 import termios
@@ -22,6 +24,17 @@ pytestmark = pytest.mark.lab
 
 CLIENT = [sys.executable, str(Path(__file__).with_name("in_lab.py"))]
 PATIENCE = 30
+ECHO = """
+import os, socket
+server = socket.socket(socket.AF_UNIX)
+server.bind("/run/echo.sock")
+server.listen()
+print("listening", flush=True)
+client, _ = server.accept()
+os.unlink("/run/echo.sock")
+while data := client.recv(100):
+    client.sendall(data)
+"""
 
 
 def output(lab: Lab, *argv: str, **how: object) -> str:
@@ -206,3 +219,21 @@ def test_terminal_is_restored_when_ssh_is_killed(lab):
     client.close(force=True)
     assert flags & termios.ECHO
     assert flags & termios.ICANON
+
+
+def test_socket_of_the_lab_is_reachable_here_until_that_is_cancelled(lab, tmp_path):
+    here = tmp_path / "echo"
+    server = lab.popen(
+        ["python3", "-c", ECHO], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, cwd="/"
+    )
+    with server:
+        assert server.stdout.readline() == "listening\n"
+        lab.forward(here, "/run/echo.sock")
+        assert stat.S_IMODE(here.stat().st_mode) == 0o600
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(here))
+            client.sendall(b"hello")
+            assert client.recv(100) == b"hello"
+    subprocess.run(lab.cancel_command(here, "/run/echo.sock"), check=True, capture_output=True)
+    with socket.socket(socket.AF_UNIX) as client, pytest.raises(OSError):
+        client.connect(str(here))

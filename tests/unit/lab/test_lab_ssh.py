@@ -11,6 +11,7 @@ import termios
 
 import pytest
 
+from pyvmm.errors import HostError
 from pyvmm.lab import ssh
 
 
@@ -86,3 +87,35 @@ def test_nothing_listens_on_a_socket_that_is_not_there(tmp_path):
     connection = ssh.Connection.__new__(ssh.Connection)
     connection._control = tmp_path / "none"
     assert not connection.alive()
+
+
+@pytest.fixture
+def connection(tmp_path, monkeypatch):
+    """A connection whose ssh writes its words to a file, and ends as ``status`` says."""
+    script = tmp_path / "ssh"
+    script.write_text('#!/bin/sh\nprintf "%s\\n" "$@" >"$0.words"; echo no >&2; exit $(cat "$0.status")\n')
+    script.chmod(0o700)
+    (tmp_path / "ssh.status").write_text("0")
+    monkeypatch.setattr(ssh.tools, "command", lambda name: [str(script)])
+    connection = ssh.Connection.__new__(ssh.Connection)
+    connection._options = ["-S", "master"]
+    return connection
+
+
+def test_forwarding_asks_the_master_to_listen_for_its_owner_alone(connection, tmp_path):
+    connection.forward(tmp_path / "here", "/run/there")
+    words = (tmp_path / "ssh.words").read_text().split()
+    assert words[:2] == ["-S", "master"]
+    assert words[-5:] == ["-O", "forward", "-L", f"{tmp_path}/here:/run/there", "lab"]
+    assert "StreamLocalBindMask=0177" in words
+
+
+def test_master_that_cannot_listen_is_an_error_with_its_reason(connection, tmp_path):
+    (tmp_path / "ssh.status").write_text("255")
+    with pytest.raises(HostError, match=r"/run/there .*: no\."):
+        connection.forward(tmp_path / "here", "/run/there")
+
+
+def test_cancel_command_names_the_same_ends(connection, tmp_path):
+    words = connection.cancel_command(tmp_path / "here", "/run/there")
+    assert words[1:] == ["-S", "master", "-O", "cancel", "-L", f"{tmp_path}/here:/run/there", "lab"]

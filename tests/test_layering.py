@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "outcome": set(),
     "config": {"devicelist", "errors", "layout"},
     "cpio": set(),
+    "guest": {"cpio", "errors", "threads"},
     "devicelist": {"devices", "errors"},
     "backplane": {
         "config", "devicelist", "devices", "devicetree", "errors", "layout", "memory", "mmio", "pcitree",

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Static C programs for guests and the lab host, which have no compiler: built here, by zig."""
+"""C programs for guests and the lab host, which have no compiler: built here, by zig. All of them static."""
 
 from __future__ import annotations
 
 import importlib.util
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from pyvmm.errors import ConfigError, HostError
@@ -22,6 +23,29 @@ _FLAGS = (
     "-Wextra",
     "-Werror",
 )
+# No libc, but its headers and Linux's, which zig brings for every machine.
+_FREESTANDING_FLAGS = (
+    "-nostdlib",
+    "-fno-builtin",
+    "-fno-stack-protector",
+    "-fno-sanitize=all",
+    "-Wl,--build-id=none",
+)
+_KERNEL_HEADERS = {"riscv64": "riscv", "x86_64": "x86"}
+
+
+def freestanding(sources: list[Path], target: Path, machine: str = "riscv64") -> None:
+    """Compile a program that brings its own ground, with the headers beside ``sources`` and musl's.
+
+    The same sources give the same bytes. Raises ConfigError without zig, HostError when they do not compile.
+    """
+    headers = _ziglang() / "lib/libc/include"
+    kernel = _KERNEL_HEADERS[machine]
+    folders = (f"{machine}-linux-musl", "generic-musl", f"{kernel}-linux-any", "any-linux-any")
+    flags = ["-target", f"{machine}-linux-musl", *_FLAGS[2:], *_FREESTANDING_FLAGS]
+    flags += [word for name in folders for word in ("-isystem", str(headers / name))]
+    flags += [f"-I{folder}" for folder in sorted({str(source.parent) for source in sources})]
+    _compile(sources, target, flags)
 
 
 def programs(sources: Path) -> Path:
@@ -36,15 +60,21 @@ def programs(sources: Path) -> Path:
 
 
 def _build(files: list[Path], work: Path) -> None:
-    if not importlib.util.find_spec("ziglang"):
-        raise ConfigError("C programs for guests are built by zig; install ziglang for this Python.")
     for source in files:
         if source.suffix == ".c":
-            _compile(source, work / source.stem)
+            _compile([source], work / source.stem, _FLAGS)
 
 
-def _compile(source: Path, target: Path) -> None:
-    command = [sys.executable, "-m", "ziglang", "cc", *_FLAGS, str(source), "-o", str(target)]
+def _ziglang() -> Path:
+    found = importlib.util.find_spec("ziglang")
+    if found is None or found.origin is None:
+        raise ConfigError("C programs for guests are built by zig; install ziglang for this Python.")
+    return Path(found.origin).parent
+
+
+def _compile(sources: Sequence[Path], target: Path, flags: Sequence[str]) -> None:
+    _ziglang()
+    command = [sys.executable, "-m", "ziglang", "cc", *flags, *map(str, sources), "-o", str(target)]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
     if done.returncode:
-        raise HostError(f"{source} does not compile: {done.stderr.strip()}")
+        raise HostError(f"{sources[0]} does not compile: {done.stderr.strip()}")

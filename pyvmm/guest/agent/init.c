@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: Apache-2.0
+// The guest's first process (rdinit=/pyvmm-agent): starts the agent, and gives way to the guest's own init.
+//
+// With an initramfs that has an /init, that is it. Without one, root= on the kernel's command line is mounted
+// here, and its init= run; init=/pyvmm-agent, or a second start from an initramfs that mounted the root itself, is
+// a minimal init, which only reaps. With neither, so is this.
+#include "guest.h"
+#include "protocol.h"
+
+#define SELF "/pyvmm-agent"
+#define PATIENCE 30000 // ms for the root's device to appear
+#define LOOK 20
+#define P9_FLAGS "trans=virtio,version=9p2000.L,msize=512000"
+
+static char line[4096]; // the kernel's command line, cut into words
+static const char *root, *types, *flags, *init;
+static int writable;
+
+static void say(const char *what, const char *name, long error)
+{
+    char text[512] = "pyvmm-agent: ", digits[8] = "";
+    append(text, sizeof text, what);
+    append(text, sizeof text, name);
+    if (error < 0) {
+        int at = sizeof digits - 1;
+        for (long rest = -error; rest && at; rest /= 10)
+            digits[--at] = (char)('0' + rest % 10);
+        append(text, sizeof text, ": error ");
+        append(text, sizeof text, digits + at);
+    }
+    append(text, sizeof text, "\n");
+    sys(SYS_write, 2, text, strlen(text));
+}
+
+static void read_word(const char *word)
+{
+    const char *value;
+    if ((value = after(word, "root=")))
+        root = value;
+    else if ((value = after(word, "rootfstype=")))
+        types = value;
+    else if ((value = after(word, "rootflags=")))
+        flags = value;
+    else if ((value = after(word, "init=")))
+        init = value;
+    else if (same(word, "ro") || same(word, "rw"))
+        writable = word[1] == 'w';
+}
+
+static void read_command_line(void)
+{
+    long size = read_file(guest_proc(), "cmdline", line, sizeof line);
+    for (long at = 0; at < size;) {
+        long end = at;
+        while (end < size && line[end] != ' ')
+            end++;
+        line[end] = 0;
+        if (same(line + at, "--"))
+            return;
+        read_word(line + at);
+        at = end + 1;
+    }
+}
+
+static long mount_type(const char *source, const char *type)
+{
+    char options[1024] = "";
+    if (same(type, "9p"))
+        append(options, sizeof options, P9_FLAGS);
+    if (flags && *options)
+        append(options, sizeof options, ",");
+    if (flags && !append(options, sizeof options, flags))
+        return -ENAMETOOLONG;
+    return sys(SYS_mount, source, "/pyvmm-root", type, writable ? 0 : MS_RDONLY, options);
+}
+
+// Try each of the types in `list`, which is changed; entries of /proc/filesystems that need no device begin so.
+static long mount_any(const char *source, char *list, char separator)
+{
+    long error = -ENODEV;
+    for (char *at = list; *at && error < 0;) {
+        char *end = at;
+        while (*end && *end != separator)
+            end++;
+        char *next = *end ? end + 1 : end;
+        *end = 0;
+        if (*at == '\t')
+            at++;
+        if (!after(at, "nodev\t")) {
+            long result = mount_type(source, at);
+            if (result != -EINVAL && result != -ENODEV)
+                error = result; // the others say only that it is not this type
+            else if (error == -ENODEV)
+                error = result;
+        }
+        at = next;
+    }
+    return error;
+}
+
+// Make the node `path`, which is /dev/`name`, once there is such a device.
+static long make_node(const char *path, const char *name)
+{
+    long device = device_number("class/block/", name);
+    for (long waited = 0; device < 0 && waited < PATIENCE; waited += LOOK) {
+        pause_ms(LOOK);
+        device = device_number("class/block/", name);
+    }
+    if (device < 0)
+        return device;
+    sys(SYS_mkdirat, AT_FDCWD, "/dev", 0755);
+    long result = sys(SYS_mknodat, AT_FDCWD, path, S_IFBLK | 0600, device);
+    return result == -EEXIST ? 0 : result;
+}
+
+static long mount_root(void)
+{
+    static char list[4096];
+    const char *disk = after(root, "/dev/");
+    sys(SYS_mkdirat, AT_FDCWD, "/pyvmm-root", 0700);
+    if (disk) {
+        long error = make_node(root, disk);
+        if (error < 0)
+            return error;
+    } else if (!types) {
+        types = "9p,virtiofs";
+    }
+    if (types)
+        return append(list, sizeof list, types) ? mount_any(root, list, ',') : -ENAMETOOLONG;
+    read_file(guest_proc(), "filesystems", list, sizeof list);
+    return mount_any(root, list, '\n');
+}
+
+static void switch_root(void)
+{
+    sys(SYS_chdir, "/pyvmm-root");
+    sys(SYS_mount, ".", "/", 0, MS_MOVE, 0);
+    sys(SYS_chroot, ".");
+    sys(SYS_chdir, "/");
+    sys(SYS_mount, "dev", "/dev", "devtmpfs", 0, 0);
+}
+
+static void mount_at(const char *type, const char *directory)
+{
+    sys(SYS_mkdirat, AT_FDCWD, directory, 0755);
+    sys(SYS_mount, type, directory, type, 0, same(directory, "/tmp") ? "mode=1777" : 0);
+}
+
+// What every program may expect; what is there already is not mounted twice by the kernel, or does no harm.
+_Noreturn static void minimal_init(void)
+{
+    mount_at("proc", "/proc");
+    mount_at("sysfs", "/sys");
+    mount_at("devtmpfs", "/dev");
+    mount_at("devpts", "/dev/pts");
+    mount_at("tmpfs", "/run");
+    mount_at("tmpfs", "/tmp");
+    for (;;)
+        if (sys(SYS_wait4, -1, 0, 0, 0) < 0)
+            pause_ms(100); // no child, for now
+}
+
+static void start_agent(void)
+{
+    if (!sys(SYS_clone, SIGCHLD, 0, 0, 0, 0))
+        serve();
+}
+
+_Noreturn static void become(const char *program, char **argv, char **envp)
+{
+    argv[0] = (char *)program;
+    say("cannot run ", program, sys(SYS_execve, program, argv, envp));
+    leave(1);
+}
+
+_Noreturn void run(int argc, char **argv, char **envp)
+{
+    guest_begin();
+    int second = argc && !same(argv[0], SELF);
+    if (argc && argv[0][0] == '/')
+        argv[0][0] = '@'; // systemd spares such processes when it changes the root
+    if (sys(SYS_getpid) != 1)
+        serve();
+    if (second)
+        minimal_init();
+    if (!sys(SYS_faccessat, AT_FDCWD, "/init", 0 /* F_OK */)) {
+        start_agent();
+        become("/init", argv, envp);
+    }
+    read_command_line();
+    if (root) {
+        long error = mount_root();
+        if (error < 0) {
+            say("cannot mount root=", root, error);
+            leave(1);
+        }
+        switch_root();
+    }
+    start_agent();
+    if (!root || (init && same(init, SELF)))
+        minimal_init();
+    become(init ? init : "/sbin/init", argv, envp);
+}

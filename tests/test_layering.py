@@ -72,8 +72,8 @@ MAY_IMPORT = {
     "control": {"errors", "eventloop", "machine", "nearest", "outcome", "threads"},
     "lab": {"cpio", "errors"},
 }  # fmt: skip
-# The command line sits on top and may use everything; so may the package's front door.
-TOP = {"cli", "__init__", "__main__"}
+# The command line and the pytest plugin sit on top and may use everything; so may the package's front door.
+TOP = {"cli", "pytest_plugin", "testing", "__init__", "__main__"}
 
 # Slow to import on an emulated RISC-V host, where a second of start-up is all there is.
 HEAVY = {

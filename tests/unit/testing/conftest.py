@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""pytest inside pytest, with guests that are scripts (fakes/vmm.py)."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parents[2]
+SHELL = "say Linux version 6.99 (fake)\nshell\n"
+
+
+class Suite:
+    """A folder with tests, and a way to run them. ``log`` is what the guests said of their lives."""
+
+    def __init__(self, pytester, monkeypatch):
+        self.pytester = pytester
+        self.path = pytester.path
+        self.log = self.path / "guests"
+        self.sockets = self.path / "run"
+        self.sockets.mkdir()
+        environment = {
+            "PYVMM_TEST_CLI": "fakes.vmm",
+            "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}",
+            "FAKE_LOG": str(self.log),
+            "VMM_HOST": "local",
+            "VMM_TIMEOUT_SCALE": "1",
+            "XDG_RUNTIME_DIR": "",
+            "TMPDIR": str(self.sockets),
+        }
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        self.kernel(SHELL)
+
+    def kernel(self, script, name="Image"):
+        """A kernel that does what ``script`` says."""
+        path = self.path / name
+        path.write_text(script)
+        return path
+
+    def run(self, test, *options, kernel=True):
+        """Run one file of tests."""
+        self.pytester.makepyfile(test)
+        given = ["--vmm-kernel=Image"] if kernel else []
+        return self.pytester.runpytest_subprocess("-p", "no:cacheprovider", *given, *options)
+
+    def lives(self, what):
+        """The options of the guests that began, or of those that ended by themselves."""
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        words = [line.split(" ", 3) for line in lines]
+        return [json.loads(options) for kind, _, _, options in words if kind == what]
+
+    def pids(self):
+        """The processes of all guests."""
+        return [int(line.split()[2]) for line in self.log.read_text().splitlines()]
+
+    def artifacts(self, name):
+        """The files of this name that are kept."""
+        return sorted(self.path.glob(f".pyvmm/*/*/{name}"))
+
+
+@pytest.fixture
+def suite(pytester, monkeypatch):
+    """A suite of tests that run guests."""
+    return Suite(pytester, monkeypatch)

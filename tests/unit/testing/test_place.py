@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Guests in the lab, as far as that can be seen from outside it."""
+
+import subprocess
+import sys
+
+import pytest
+
+from pyvmm.testing import place
+from pyvmm.testing.place import Here, InLab
+
+
+class FakeLab:
+    def __init__(self, flavour):
+        self.flavour = flavour
+        self.calls = []
+        self.forwarded = []
+
+    def start(self):
+        self.calls.append("start")
+
+    def popen(self, argv, *, environment=None, **how):
+        self.calls.append((argv, environment))
+        return subprocess.Popen([sys.executable, "-c", "print('output')"], **how)
+
+    def forward(self, here, there):
+        here.touch()
+        self.forwarded.append((here.name, there))
+
+    def cancel_command(self, here, there):
+        return ["touch", f"{here.parent.parent}/cancelled {here.name}"]
+
+
+@pytest.fixture
+def lab(monkeypatch):
+    monkeypatch.setattr(place, "Lab", FakeLab)
+    return InLab("plic")
+
+
+def test_program_in_the_lab_is_its_own_pyvmm(lab):
+    assert lab.run(["pyvmm", "doctor"]) == (0, "output\n")
+    assert lab._lab.calls == [(["python3", "-m", "pyvmm", "doctor"], None)]
+    assert lab.name == "lab:plic"
+
+
+def test_guest_in_the_lab_has_its_sockets_in_the_labs_memory(lab):
+    lab.popen(["run", "--name=x"], stdout=subprocess.DEVNULL).wait()
+    (argv, environment), *_ = lab._lab.calls
+    assert argv == ["python3", "-m", "pyvmm", "run", "--name=x"]
+    assert environment == {"PYVMM_RUN_DIR": "/run/pyvmm"}
+
+
+def test_sockets_are_forwarded_and_given_back(lab, tmp_path):
+    lab.sockets("x", tmp_path)
+    assert lab._lab.forwarded == [
+        ("control.sock", "/run/pyvmm/x/control.sock"),
+        ("agent.sock", "/run/pyvmm/x/agent.sock"),
+    ]
+    lab.release("x", tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "cancelled agent.sock",
+        "cancelled control.sock",
+    ]
+    lab.release("x", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("where", "name"), [("local", "local"), ("lab", "lab:aia"), ("lab:plic", "lab:plic")]
+)
+def test_place_is_chosen_by_the_option(lab, tmp_path, where, name):
+    assert place.choose(where, tmp_path).name == name
+
+
+def test_place_is_this_host_only_when_it_is_riscv(lab, tmp_path, monkeypatch):
+    class Uname:
+        machine = "riscv64"
+
+    monkeypatch.setattr(place.os, "uname", Uname)
+    assert isinstance(place.choose("auto", tmp_path), Here)
+    Uname.machine = "x86_64"
+    assert isinstance(place.choose("auto", tmp_path), InLab)

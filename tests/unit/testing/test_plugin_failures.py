@@ -1,0 +1,325 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How tests fail when guests do, and what their reports say."""
+
+import pytest
+
+PANIC = "say Linux version 6.99 (fake)\npanic\nstay\n"
+
+
+def test_panic_ends_an_expect_at_once(suite):
+    suite.kernel(PANIC)
+    result = suite.run(
+        """
+        def test_it(vm, console):
+            vm.start()
+            console.expect("login:", timeout=600)
+        """
+    )
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*GuestPanic: the guest panicked: Kernel panic - not syncing: sysrq triggered crash",
+            "*awaited: 'login:', for *",
+            "*Linux version 6.99 (fake)",
+        ]
+    )
+    result.stdout.fnmatch_lines(["state: panicked", "cpu0: pc=0xffffffff80001234 ra=0x5", "artifacts:"])
+    assert suite.artifacts("console.log")
+
+
+def test_panic_while_booting_is_an_error_of_the_fixture(suite):
+    suite.kernel(PANIC)
+    result = suite.run("def test_it(vm_booted): pass")
+    # The fake's agent answers even so: what counts is that nothing passes.
+    assert not result.parseoutcomes().get("passed")
+    result.stdout.fnmatch_lines(["*GuestPanic*"])
+
+
+def test_panic_that_nobody_awaited_fails_the_test(suite):
+    result = suite.run(
+        """
+        def test_it(vm_booted, console):
+            console.sendline("panic")
+            console.expect_exact("Kernel panic")
+            vm_booted.log.wait_end(60, lambda: True)
+        """
+    )
+    result.assert_outcomes(failed=1)
+
+
+def test_panic_after_the_test_is_an_error_of_its_end(suite):
+    suite.kernel("shell\n")
+    result = suite.run(
+        """
+        import pytest
+
+        @pytest.fixture
+        def vm_then_panic(vm):
+            yield vm
+            vm.console.sendline("panic")
+            vm.log.wait_end(60, lambda: True)
+
+        def test_it(vm_then_panic, console):
+            vm_then_panic.start()
+            console.expect("# ")
+        """
+    )
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*GuestPanic*"])
+
+
+def test_allowed_panic_passes(suite):
+    result = suite.run(
+        """
+        import pytest
+
+        @pytest.mark.vmm_allow_panic
+        def test_it(vm_booted, console):
+            console.sendline("panic")
+            console.expect("Kernel panic - not syncing: (.*)\\r")
+            end = vm_booted.wait()
+            assert (end.reason, end.exit_code) == ("panic", 255)
+        """
+    )
+    result.assert_outcomes(passed=1)
+
+
+def test_end_during_an_expect_fails_at_once_with_its_reason(suite):
+    suite.kernel("say going down\nend 0 the guest powered off\n")
+    result = suite.run(
+        """
+        def test_it(vm, console):
+            vm.start()
+            console.expect("login:", timeout=600)
+        """
+    )
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*GuestExited: the guest ended: the guest powered off", "*    going down"])
+    result.stdout.fnmatch_lines(["state: ended (poweroff: the guest powered off)"])
+
+
+def test_hang_during_an_expect_fails_at_once(suite):
+    suite.kernel("say stuck\nend 254 the guest cannot go on: no memory there\n")
+    result = suite.run(
+        """
+        def test_it(vm, console):
+            vm.start()
+            console.expect("login:", timeout=600)
+        """
+    )
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*GuestHang: the guest ended: the guest cannot go on: no memory there"])
+
+
+def test_pyvmm_that_is_killed_is_told_from_a_guest_that_ends(suite):
+    suite.kernel("say here\ndie 11\n")
+    result = suite.run(
+        """
+        def test_it(vm, console):
+            vm.start()
+            console.expect("login:", timeout=600)
+        """
+    )
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*GuestExited: the guest ended: its pyvmm was killed by SIGSEGV"])
+
+
+def test_silence_is_a_timeout_with_real_and_scaled_times(suite):
+    suite.kernel("say only this\nstay\n")
+    result = suite.run(
+        """
+        def test_it(vm, console):
+            vm.start()
+            console.expect("only")
+            console.expect(["login:", "# "], timeout=0.05)
+        """,
+        "--vmm-timeout-scale=4",
+    )
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        ["*ConsoleTimeout: the console did not show 'login:' or '# ' within 0.2 s (0.05 s times 4)"]
+    )
+
+
+def test_time_limit_of_a_test_holds_for_all_its_waits(suite):
+    suite.kernel("stay\n")
+    result = suite.run(
+        """
+        import pytest
+
+        @pytest.mark.vmm_timeout(0.1)
+        @pytest.mark.parametrize("wait", [
+            lambda vm: vm.console.expect("never"),
+            lambda vm: vm.wait(),
+            lambda vm: vm.guest.run("sleep 60"),
+            lambda vm: vm.guest.wait_for("false"),
+        ])
+        def test_it(vm, wait):
+            vm.start()
+            wait(vm)
+        """
+    )
+    result.assert_outcomes(failed=4)
+    result.stdout.fnmatch_lines(["*ConsoleTimeout*", "*GuestTimeout: the guest did not end*"])
+
+
+def test_pexpects_own_end_and_timeout_still_work(suite):
+    suite.kernel("say last words\nend 0 the guest powered off\n")
+    result = suite.run(
+        """
+        import pexpect
+
+        def test_it(vm, console):
+            vm.start()
+            assert console.expect(["never", pexpect.EOF]) == 1
+            assert "last words" in console.before
+
+        def test_timeout(vm_factory):
+            vm = vm_factory()
+            assert vm.console.expect_exact(["never", pexpect.TIMEOUT], timeout=0.01) == 1
+        """
+    )
+    result.assert_outcomes(passed=2)
+
+
+def test_flood_of_escapes_and_bad_utf8_breaks_nothing(suite):
+    suite.kernel("say begin\nflood\n")
+    result = suite.run(
+        """
+        import os
+
+        def test_it(vm, console):
+            vm.start()
+            console.expect("spam")
+            for _ in range(1000):
+                console.expect("\\ufffd")
+            console.expect("never", timeout=2)
+        """
+    )
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*ConsoleTimeout*"])
+    assert "\x1b[31m\N{REPLACEMENT CHARACTER}" not in result.stdout.str()
+    result.stdout.fnmatch_lines(["*^[[][[]31m\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER} spam ^G"])
+    (log,) = suite.artifacts("console.log")
+    with log.open("rb") as file:
+        assert b"\x1b[31m\xff\xfe spam" in file.read(1 << 20)
+
+
+def test_missing_kernel_is_one_sentence(suite):
+    result = suite.run("def test_it(vm): vm.start()", "--vmm-kernel=Gone", kernel=False)
+    result.stdout.fnmatch_lines(["--vmm-kernel: there is no file Gone"])
+    result = suite.run(
+        """
+        import pytest
+
+        @pytest.mark.vmm(kernel="/gone/Image")
+        def test_it(vm): vm.start()
+        """
+    )
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*ConfigError: /gone/Image cannot be read."])
+
+
+def test_host_without_kvm_skips_with_the_doctors_sentence(suite, monkeypatch):
+    monkeypatch.setenv("FAKE_DOCTOR", "no")
+    result = suite.run("def test_it(vm): pass\ndef test_host(vmm_host): assert not vmm_host.kvm", "-rs")
+    result.assert_outcomes(skipped=1, passed=1)
+    result.stdout.fnmatch_lines(["*guests cannot run: no /dev/kvm modprobe kvm"])
+
+
+def test_host_without_kvm_fails_once_when_it_is_required(suite, monkeypatch):
+    monkeypatch.setenv("FAKE_DOCTOR", "no")
+    result = suite.run("def test_it(vm): pass", "--vmm-require-kvm")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: guests cannot run: no /dev/kvm modprobe kvm"])
+
+
+@pytest.mark.parametrize(
+    ("marker", "sentence"),
+    [
+        ("vmm(memory='1G')", "*a guest has no 'memory'. Did you mean mem[?]"),
+        ("vmm('1G')", "*it takes keywords only."),
+        ("vmm_requires(irq='aia')", "*vmm_requires has no 'irq'.*"),
+        ("vmm_timeout()", "*it takes one number of seconds."),
+        ("vmm_allow_panic(1)", "*it takes keywords only."),
+        ("vmm_alow_panic", "*there is no such marker. Did you mean vmm_allow_panic[?]"),
+    ],
+)
+def test_misspelt_marker_is_an_error_of_the_collection(suite, marker, sentence):
+    result = suite.run(f"import pytest\n@pytest.mark.{marker}\ndef test_it(): pass")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines([sentence])
+
+
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        ("--vmm-keep=some", "--vmm-keep takes one of failed, all, none, not 'some'."),
+        ("--vmm-timeout-scale=-1", "--vmm-timeout-scale takes a number above 0 or auto, not '-1'."),
+    ],
+)
+def test_wrong_option_is_one_sentence(suite, option, sentence):
+    suite.run("def test_it(vm): pass", option).stdout.fnmatch_lines([sentence])
+
+
+def test_options_come_from_environment_and_ini_too(suite, monkeypatch):
+    monkeypatch.setenv("VMM_MEM", "32M")
+    suite.pytester.makeini("[pytest]\nvmm_cpus = 3\nvmm_mem = 16M\nvmm_kernel = Image\n")
+    suite.run("def test_it(vm_booted): pass", kernel=False).assert_outcomes(passed=1)
+    (options,) = suite.lives("begin")
+    assert (options["mem"], options["cpus"]) == ("32M", "3")
+
+
+def test_module_whose_guest_died_skips_the_rest_with_the_reason(suite):
+    result = suite.run(
+        """
+        import pexpect
+
+        def test_one(vm_module, console):
+            console.sendline("off")
+            console.expect(pexpect.EOF)
+
+        def test_two(vm_module, guest): guest.check("true")
+        """,
+        "-rs",
+    )
+    result.assert_outcomes(failed=1, skipped=1)
+    result.stdout.fnmatch_lines(["*the guest of this module is gone: the guest ended: the guest powered off"])
+
+
+def test_guest_that_was_not_started_takes_no_commands(suite):
+    result = suite.run("def test_it(vm, guest): guest.run('true')")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*GuestExited: the guest was not started: call vm.start(), *"])
+
+
+def test_panic_ends_a_command_at_once(suite):
+    result = suite.run(
+        """
+        def test_it(vm_booted, console, guest):
+            guest.check("true")
+            console.sendline("panic")
+            guest.run("sleep 600", timeout=600)
+        """
+    )
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*GuestPanic: the guest panicked*"])
+
+
+def test_console_without_pexpect_says_what_to_install(suite):
+    (suite.path / "pexpect.py").write_text("raise ImportError")
+    result = suite.run("def test_it(console): pass")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*needs pexpect: install it with pip install 'pyvmm-riscv[[]test[]]'."])
+
+
+def test_junit_file_names_the_artifacts_of_a_failure(suite):
+    suite.run(
+        "def test_it(vm_booted): assert False", "--junitxml=junit.xml", "-o", "junit_logging=system-out"
+    )
+    assert "[[ATTACHMENT|.pyvmm/" in (suite.path / "junit.xml").read_text()
+
+
+def test_nothing_is_kept_when_nothing_is_to_be(suite):
+    suite.run("def test_it(vm_booted): assert False", "--vmm-keep=none").assert_outcomes(failed=1)
+    assert not (suite.path / ".pyvmm").exists()

@@ -98,7 +98,12 @@ class Board:
     def _build(self) -> None:
         config = self._config
         boot = Boot(
-            layout.RAM_BASE, config.mem, kernel=config.kernel, initrd=config.initrd, firmware=config.firmware
+            layout.RAM_BASE,
+            config.mem,
+            kernel=config.kernel,
+            initrd=config.initrd,
+            firmware=config.firmware,
+            agent=config.agent,
         )
         with boot:
             hostfile.keep_apart(
@@ -203,7 +208,7 @@ class Board:
         chosen = devicetree.Chosen(
             config.command_line(),
             peripherals.stdout(config),
-            (0, 0) if config.initrd else None,
+            (0, 0) if config.initrd or config.agent else None,
             os.urandom(_SEED_BYTES),
         )
         tree = devicetree.build(

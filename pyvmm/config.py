@@ -7,7 +7,8 @@ The nouns are the same on the command line and in Python. Sizes are bytes inside
 
 from __future__ import annotations
 
-from pyvmm.devicelist import requests
+from pyvmm import guest
+from pyvmm.devicelist import add, requests
 from pyvmm.errors import ConfigError
 from pyvmm.layout import MAX_CPUS
 
@@ -82,6 +83,7 @@ class MachineConfig:
     """
 
     __slots__ = (
+        "agent",
         "aia_mode",
         "console",
         "cpu_type",
@@ -115,6 +117,7 @@ class MachineConfig:
         initrd: str | None = None,
         params: str = "",
         firmware: str | None = None,
+        agent: bool = False,
         dump_dtb: str | None = None,
         mem: str | int = "256M",
         mem_backend: str = "anon",
@@ -148,6 +151,7 @@ class MachineConfig:
         self.initrd = initrd
         self.params = params
         self.firmware = firmware
+        self.agent = agent
         self.dump_dtb = dump_dtb
         self.mem = _memory_size(mem)
         self.mem_backend = _backend(mem_backend)
@@ -193,12 +197,24 @@ class MachineConfig:
         ):
             if path == "":
                 raise ConfigError(f"{option} needs the name of a file.")
+        if self.agent and self.firmware is not None:
+            raise ConfigError(
+                "--agent goes with --kernel: firmware has no initrd that could bring the agent."
+            )
+        if self.agent and any(word.startswith("rdinit=") for word in self.params.split()):
+            raise ConfigError("--agent needs rdinit= for itself; leave that out of --params, or --agent.")
         if self.trace_out is not None and not self.trace:
             raise ConfigError("--trace-out needs --trace, which says what to write there.")
         if self.aia_mode != "auto" and self.irqchip not in ("auto", "aia"):
             raise ConfigError(
                 f"--aia-mode has no meaning with --irqchip {self.irqchip}; leave one of them out."
             )
+
+    def serve_agent(self, path: str) -> None:
+        """Let programs of the host talk to the guest's agent at this unix socket. Raises ConfigError."""
+        found = list(self.devices)
+        add(found, "console", f"{guest.PORT},unix={path}", "--agent")
+        self.devices = tuple(found)
 
     @property
     def shared_memory(self) -> bool:
@@ -216,6 +232,8 @@ class MachineConfig:
         words = [] if chosen else [_CONSOLE_WORDS[self.console]]
         if self._boots_from_disk():
             words.append("root=/dev/vda rw")
+        if self.agent:
+            words.append(guest.PARAMETER)
         return " ".join(word for word in (*words, self.params) if word)
 
     def _boots_from_disk(self) -> bool:

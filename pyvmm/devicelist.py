@@ -50,14 +50,15 @@ def requests(nouns: Mapping[str, Sequence[str]], devices: Sequence[str]) -> tupl
     found: list[DeviceRequest] = []
     for noun, (option, kind) in NOUNS.items():
         for body in nouns.get(noun, ()):
-            _add(found, kind, body, f"{option} {body}".rstrip())
+            add(found, kind, body, f"{option} {body}".rstrip())
     for body in devices:
         kind, _, rest = body.partition(",")
-        _add(found, kind, rest, f"--device {body}")
+        add(found, kind, rest, f"--device {body}")
     return tuple(found)
 
 
-def _add(found: list[DeviceRequest], kind: str, body: str, what: str) -> None:
+def add(found: list[DeviceRequest], kind: str, body: str, what: str) -> None:
+    """One more request; ``what`` is how it was spelled. Raises ConfigError as ``requests`` does."""
     model = device_kind(kind)
     chosen = settings.parse(what, body, model.SETTINGS, model.POSITIONAL)
     for key in ("id", "tag", "name"):

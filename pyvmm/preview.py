@@ -59,7 +59,12 @@ def check(config: MachineConfig) -> None:
     check_devices(config)
     blob = flatten(tree(config).root)
     with Boot(
-        layout.RAM_BASE, config.mem, kernel=config.kernel, initrd=config.initrd, firmware=config.firmware
+        layout.RAM_BASE,
+        config.mem,
+        kernel=config.kernel,
+        initrd=config.initrd,
+        firmware=config.firmware,
+        agent=config.agent,
     ) as boot:
         boot.place(len(blob))
 

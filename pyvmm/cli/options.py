@@ -11,6 +11,7 @@ from pyvmm.config import AIA_MODES, CONFIG_FILE, CONSOLES, IRQCHIPS, ON_PANIC, O
 MACHINE_OPTIONS = (
     Option("-k", "--kernel", key="kernel", metavar="FILE", group="Boot", help="kernel: Image (also .gz, .zst, zboot) or ELF"),
     Option("-i", "--initrd", key="initrd", metavar="FILE", group="Boot", help="initial RAM disk"),
+    Option("--agent", key="agent", group="Boot", help="an agent in the guest that runs commands, at its agent.sock"),
     Option("-p", "--params", "-a", "--append", key="params", metavar="TEXT", group="Boot", help="kernel command line"),
     Option("-f", "--firmware", key="firmware", metavar="FILE", group="Boot", help="S-mode firmware (U-Boot) instead of a kernel"),
     Option("--dump-dtb", key="dump_dtb", metavar="FILE", group="Boot", help="write the guest's device tree blob"),

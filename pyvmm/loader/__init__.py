@@ -45,7 +45,7 @@ class Boot:
 
     ``ram_base`` and ``ram_size`` are bytes. Raises ConfigError, one sentence that names the file and what to
     do, for whatever cannot be booted. Firmware and kernel exclude each other: there is no convention by which
-    S-mode firmware is told of a kernel in memory.
+    S-mode firmware is told of a kernel in memory. ``agent``: put the guest's agent in front of the initrd.
     """
 
     def __init__(
@@ -56,11 +56,13 @@ class Boot:
         kernel: str | None = None,
         initrd: str | None = None,
         firmware: str | None = None,
+        agent: bool = False,
     ) -> None:
         _check_combination(kernel, initrd, firmware)
         self.ram_base = ram_base
         self.ram_size = ram_size
         self._files: list[File | Stream] = []
+        self._fragment = _agent() if agent else b""
         try:
             self._initrd = None if initrd is None else self._open("initrd", initrd)
             self._program = self._recognise(
@@ -91,7 +93,7 @@ class Boot:
 
         Raises ConfigError, naming the memory that is enough, when it does not fit.
         """
-        initrd_size = self._initrd.size if self._initrd else 0
+        initrd_size = len(self._fragment) + (self._initrd.size if self._initrd else 0)
         return place(self.ram_base, self.ram_size, self._extent, initrd_size, fdt_size)
 
     def load(self, memory: GuestMemory, placement: Placement) -> None:
@@ -100,8 +102,13 @@ class Boot:
         Raises ConfigError for a file that turns out to be damaged, HostError when one cannot be read.
         """
         self._program.load(memory, self.ram_base, self.ram_size)
-        if self._initrd is not None and placement.initrd is not None:
-            self._initrd.copy_to(memory, placement.initrd[0], 0, self._initrd.size)
+        if placement.initrd is None:
+            return
+        start = placement.initrd[0]
+        if self._fragment:
+            memory.write(start, self._fragment)
+        if self._initrd is not None:
+            self._initrd.copy_to(memory, start + len(self._fragment), 0, self._initrd.size)
 
     def _open(self, what: str, path: str | None) -> File:
         file = File.open(what, path or "")
@@ -156,6 +163,12 @@ class Boot:
             self._files.append(unpacked)
             return Elf(unpacked)
         raise file.error(f"holds no RISC-V kernel: its {stream.compression} stream is neither Image nor ELF.")
+
+
+def _agent() -> bytes:
+    from pyvmm.guest.fragment import fragment
+
+    return fragment()
 
 
 def _check_combination(kernel: str | None, initrd: str | None, firmware: str | None) -> None:

@@ -108,3 +108,27 @@ def test_devices_come_in_the_order_of_their_nouns_and_are_numbered():
 
 def test_command_line_leaves_the_users_console_alone():
     assert MachineConfig(params="console=hvc0 quiet").command_line() == "console=hvc0 quiet"
+
+
+def test_agent_is_the_first_process_and_has_a_port_at_its_socket():
+    config = MachineConfig(kernel="Image", params="quiet", agent=True, ports=["mine,unix=/m"])
+    assert config.command_line().endswith(" rdinit=/pyvmm-agent quiet")
+    config.serve_agent("/run/agent.sock")
+    port = config.devices[-1]
+    assert (port.name, port.settings.text("name"), port.settings.text("unix")) == (
+        "console1",
+        "org.pyvmm.agent.0",
+        "/run/agent.sock",
+    )
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        ({"firmware": "u-boot.bin"}, "goes with --kernel"),
+        ({"params": "rdinit=/x"}, "needs rdinit= for itself"),
+    ],
+)
+def test_agent_that_could_not_start_is_refused(more, sentence):
+    with pytest.raises(ConfigError, match=f"--agent {sentence}"):
+        MachineConfig(agent=True, **more)

@@ -15,6 +15,7 @@ import pytest
 from fakes import kernels
 
 from pyvmm.errors import ConfigError, HostError
+from pyvmm.guest.fragment import fragment
 from pyvmm.loader import Boot
 from pyvmm.memory import GuestMemory
 
@@ -188,6 +189,20 @@ def test_initrd_is_put_where_the_placement_says(memory, write):
     _, placement = load(memory, kernel=write(IMAGE), initrd=write(content, "initrd"))
     start, end = placement.initrd
     assert memory.read(start, end - start) == content
+
+
+def test_agent_goes_in_front_of_the_initrd(memory, write):
+    path = write(bytes(range(256)), "initrd")
+    _, placement = load(memory, kernel=write(IMAGE), initrd=path, agent=True)
+    start, end = placement.initrd
+    agent = fragment()
+    assert memory.read(start, end - start) == agent + bytes(range(256))
+
+
+def test_agent_is_an_initrd_by_itself(memory, write):
+    _, placement = load(memory, kernel=write(IMAGE), agent=True)
+    start, end = placement.initrd
+    assert memory.read(start, end - start) == fragment()
 
 
 def test_closing_closes_every_file(write):

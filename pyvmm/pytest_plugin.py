@@ -37,6 +37,7 @@ _OPTIONS = (
     ("timeout_scale", "X", "multiplies every time limit; auto: by the host's speed [auto]"),
     ("max_parallel", "N", "most guests at once, over all processes; auto: by memory [auto]"),
     ("trace", "KINDS", "trace every guest: mmio,sbi,irq"),
+    ("interact", None, "after a failure, hand the guest's console to the user (Ctrl-] goes on)"),
     ("require_kvm", None, "fail at once, instead of skipping tests, when guests cannot run"),
 )  # fmt: skip
 _MARKERS = (

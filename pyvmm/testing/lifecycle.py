@@ -9,6 +9,7 @@ from pyvmm.testing import artifacts
 from pyvmm.testing import report as reports
 from pyvmm.testing import session as sessions
 from pyvmm.testing.config import GuestConfig
+from pyvmm.testing.interact import interact
 from pyvmm.testing.vm import Vm
 
 _VMS = pytest.StashKey[list[Vm]]()
@@ -104,6 +105,10 @@ def report(item: pytest.Item, call: pytest.CallInfo[None], found: pytest.TestRep
         found.sections += reports.sections(vms, error)
         if session.settings.keep != "none" and item.config.getoption("xmlpath", None):
             item.add_report_section("artifacts", "stdout", reports.attachments(vms))
+        if session.settings.interact and not session.settings.worker and found.when != "teardown":
+            for vm in vms:
+                if vm.state == "running":
+                    interact(item.config, vm)
     if found.when == "call":
         item.user_properties += [one for vm in vms for one in reports.properties(vm)]
     if found.when == "teardown":

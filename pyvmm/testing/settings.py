@@ -29,6 +29,7 @@ class Settings:
         self.console = self._choice("console", ("tail", "live", "off"))
         self.trace = self._one("trace")
         self.require_kvm = self._flag("require_kvm")
+        self.interact = self._flag("interact")
         self.scale = self._number("timeout_scale")
         parallel = self._number("max_parallel")
         self.max_parallel = None if parallel is None else max(1, int(parallel))

@@ -8,12 +8,12 @@ BIN := $(VENV)/bin
 RUN_STAMP := $(VENV)/.run
 DEV_STAMP := $(VENV)/.dev
 
-.PHONY: run test lint types unit abi guest guest-aia guest-plic lab-tests bench clean
+.PHONY: run test lint types unit abi guest guest-aia guest-plic examples lab-tests bench clean
 
 run: $(RUN_STAMP)
 	@$(BIN)/pyvmm run $(ARGS)
 
-test: lint types unit abi guest lab-tests
+test: lint types unit abi guest examples lab-tests
 
 lint: $(DEV_STAMP)
 	$(BIN)/ruff check .
@@ -36,6 +36,10 @@ guest-aia: $(DEV_STAMP)
 
 guest-plic: $(DEV_STAMP)
 	scripts/guest-tests plic -m 'not long'
+
+# The pytest plugin as its users have it: pytest runs here, its guests wherever there is RISC-V KVM.
+examples: $(DEV_STAMP)
+	$(BIN)/pytest --vmm-require-kvm examples
 
 lab-tests: $(DEV_STAMP)
 	$(BIN)/pytest tests/lab; code=$$?; $(BIN)/pyvmm lab stop; exit $$code

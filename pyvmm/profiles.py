@@ -128,7 +128,9 @@ def _value(where: str, key: str, value: object, folder: str) -> object:
         raise ConfigError(f"{where} has no key {key!r}.{hint}")
     kind = KEYS[key]
     if isinstance(value, bool):
-        fits, value = "bool" in kind, [""] if value else []
+        fits = "bool" in kind
+        if "list" in kind:
+            value = [""] if value else []
     elif isinstance(value, list):
         fits = "list" in kind and all(isinstance(text, str) for text in value)
     elif isinstance(value, str):
@@ -146,6 +148,8 @@ def describe(key: str) -> str:
     if "list" in kind:
         choice = "true, or " if "bool" in kind else ""
         return f'{choice}a list of texts: ["...", "..."]'
+    if kind == "bool":
+        return "true or false"
     if "int" in kind or "float" in kind:
         return "a text in quotes, or a number"
     return "a text in quotes"
@@ -166,14 +170,13 @@ def _located(where: str, key: str, value: object, folder: str) -> object:
 
 
 def _located_device(what: str, key: str, body: str, folder: str) -> str:
+    start = ""
     if key == "devices":
         kind, comma, body = body.partition(",")
-    elif key in NOUNS:
-        kind, comma = NOUNS[key][1], ""
+        start = kind + comma
     else:
-        return body  # the name of an extension
-    if kind not in KINDS:
-        return body  # MachineConfig has a sentence for it
+        kind = NOUNS[key][1] if key in NOUNS else ""
+    if kind not in KINDS:  # the name of an extension; or of nothing, for which MachineConfig has a sentence
+        return start + body
     model = device_kind(kind)
-    where = relocate(what, body, model.SETTINGS, model.POSITIONAL, folder)
-    return f"{kind}{comma}{where}" if key == "devices" else where
+    return start + relocate(what, body, model.SETTINGS, model.POSITIONAL, folder)

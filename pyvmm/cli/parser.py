@@ -91,11 +91,13 @@ class Option:
 class Command:
     """A subcommand: its options, at most one kind of positional argument, and what it refuses so far.
 
-    ``positional`` is (key, METAVAR) or None; ``rest`` names the key that takes everything after ``--``.
+    ``positional`` is (key, METAVAR) or None; ``arguments`` shows several (``NAME [SIZE]``), which go into
+    the list ``arguments``, and may be negative numbers. ``rest`` names the key that takes everything after
+    ``--``.
     ``refused`` maps option spellings that are understood but not yet available to a sentence.
     """
 
-    __slots__ = ("name", "options", "positional", "prefixes", "refused", "rest", "summary")
+    __slots__ = ("arguments", "name", "options", "positional", "prefixes", "refused", "rest", "summary")
 
     def __init__(
         self,
@@ -104,6 +106,7 @@ class Command:
         options: Iterable[Option] = (),
         *,
         positional: tuple[str, str] | None = None,
+        arguments: str = "",
         rest: str | None = None,
         refused: dict[str, str] | None = None,
         prefixes: dict[str, str] | None = None,
@@ -112,6 +115,7 @@ class Command:
         self.summary = summary
         self.options = tuple(options)
         self.positional = positional
+        self.arguments = arguments
         self.rest = rest
         self.refused = refused or {}
         #: spelling prefix -> key: families such as ``--disable-EXT``
@@ -127,7 +131,7 @@ class Command:
                 self._rest(values, words)
             elif word in ("-h", "--help"):
                 raise HelpRequested
-            elif not word.startswith("-") or word == "-":
+            elif not word.startswith("-") or word == "-" or (self.arguments and word[1].isdigit()):
                 self._positional(values, word)
             else:
                 self._option(values, by_name, word, words)
@@ -142,6 +146,11 @@ class Command:
                 self._positional(values, word)
 
     def _positional(self, values: dict[str, object], word: str) -> None:
+        if self.arguments:
+            held = values.setdefault("arguments", [])
+            assert isinstance(held, list)
+            held.append(word)
+            return
         if self.positional is None:
             raise UsageError(
                 f"pyvmm {self.name} takes no argument, but got {word!r}. See pyvmm {self.name} --help."
@@ -202,14 +211,20 @@ class Command:
             words += ["--", *rest]
         return words
 
+    def usage(self) -> str:
+        """How it is called."""
+        words = f"pyvmm {self.name} [options]"
+        if self.positional:
+            words += f" [{self.positional[1]}]"
+        if self.arguments:
+            words += f" {self.arguments}"
+        if self.rest:
+            words += f" -- {self.rest.upper()}..."
+        return words
+
     def help(self) -> str:
         """The text of ``--help``."""
-        usage = f"usage: pyvmm {self.name} [options]"
-        if self.positional:
-            usage += f" [{self.positional[1]}]"
-        if self.rest:
-            usage += f" -- {self.rest.upper()}..."
-        lines = [usage, "", self.summary]
+        lines = [f"usage: {self.usage()}", "", self.summary]
         groups: dict[str, list[Option]] = {}
         for option in self.options:
             groups.setdefault(option.group, []).append(option)

@@ -12,6 +12,7 @@ from functools import partial
 
 from pyvmm import backplane, devicetree, exittrace, harts, hostfile, irqchip, layout, outcome, peripherals
 from pyvmm.backplane import Backplane, Slots
+from pyvmm.devices.powerbutton import PowerButton
 from pyvmm.devices.rtc import GoldfishRtc
 from pyvmm.devices.uart8250 import Uart8250
 from pyvmm.devices.virtio.session import Services
@@ -38,10 +39,10 @@ if TYPE_CHECKING:
 
     from pyvmm.config import MachineConfig
     from pyvmm.console.input import ConsoleInput
-    from pyvmm.devices.base import IrqLine, Workers
+    from pyvmm.devices.base import IrqLine, Loop, Workers
     from pyvmm.devices.console.ports import Screen
     from pyvmm.devices.virtio.console import Console
-    from pyvmm.eventloop import EventLoop
+    from pyvmm.devices.virtio.device import VirtioDevice
     from pyvmm.kvm.ioctl import Kernel
     from pyvmm.kvm.vcpu import Vcpu
     from pyvmm.trace import Trace
@@ -59,7 +60,7 @@ class Board:
     def __init__(
         self,
         config: MachineConfig,
-        loop: EventLoop,
+        loop: Loop,
         workers: Workers,
         output: Screen,
         note: Callable[[str], None],
@@ -74,14 +75,15 @@ class Board:
         self._trace = trace
         self._kernel = kernel
         self._closers: list[Callable[[], object]] = []
-        self._threads: list[VcpuThread] = []
+        self.threads: list[VcpuThread] = []
         self._input: ConsoleInput | None = None
         self._suspension = Suspension()
         self._sbi_input = SbiInput(self._input_room)
         self.bus = Bus()
         self.memory = GuestMemory()
-        self._sbi = Sbi(self.memory, output.write, self._sbi_input.take, self._suspension.wait)
+        self._sbi = Sbi(self.memory, output.write, self._sbi_input.take, self._suspend)
         self._uart: Uart8250 | None = None
+        self._power: PowerButton | None = None
         self._console: Console | None = None
         self.backplane: Backplane | None = None
         try:
@@ -155,13 +157,16 @@ class Board:
     def _add_peripherals(self) -> None:
         for place in peripherals.wanted(self._config):
             line = self._line(place.name, place.irq)
+            device: Uart8250 | GoldfishRtc | PowerButton
             if place is peripherals.UART:
-                device: Uart8250 | GoldfishRtc = Uart8250(line, self._output, on_room=self._input_room)
-            else:
+                device = self._uart = Uart8250(line, self._output, on_room=self._input_room)
+            elif place is peripherals.RTC:
                 device = GoldfishRtc(line, LoopClock(self._loop))
-            if isinstance(device, Uart8250):
-                self._uart = device
-            self._closers.append(partial(_reset, device))  # no timer of this board may fire into the next
+            else:
+                device = self._power = PowerButton(
+                    line, self.memory, self._services, self.doorbells, place.base
+                )
+            self._closers.append(partial(_end, device))  # no timer of this board may fire into the next
             self.bus.map(place.base, place.size, device, name=place.name)
 
     def _plug_devices(self) -> None:
@@ -245,7 +250,7 @@ class Board:
         """Say where console input comes from and who hears of the end. Before ``start``."""
         self._input = source
         self._on_end = on_end
-        self._threads = [
+        self.threads = [
             VcpuThread(vcpu, self.bus, self._sbi, on_end=on_end, on_error=on_error) for vcpu in self.vcpus
         ]
         if self._trace is not None:
@@ -253,23 +258,21 @@ class Board:
 
     def start(self) -> None:
         """Begin to run the guest. The other harts' threads wait in KVM until the guest starts them."""
-        if self._input is not None:
-            self._input.connect(self._consume)
+        self.listen(True)
         if self._trace is not None:
             self._trace.begin()
-        for thread in self._threads:
+        for thread in self.threads:
             thread.start()
 
     def close(self) -> None:
         """Stop the guest and release everything. Idempotent; not from a vCPU's thread."""
-        if self._input is not None:
-            self._input.connect(None)
+        self.listen(False)
         self._suspension.release()
-        for thread in self._threads:
+        for thread in self.threads:
             thread.request_stop()
-        for thread in self._threads:
+        for thread in self.threads:
             thread.join()
-        self._threads = []
+        self.threads = []
         self._close_down_to(0)
 
     def _close_down_to(self, mark: int) -> None:
@@ -283,9 +286,40 @@ class Board:
         if errors:
             raise errors[0]
 
+    def listen(self, wanted: bool) -> None:
+        """Take console input from now on, or leave it with the host. Callable from any thread."""
+        if self._input is not None:
+            self._input.connect(self._consume if wanted else None)
+
+    @property
+    def devices(self) -> list[VirtioDevice]:
+        """The virtio devices."""
+        plane = self.backplane
+        return [] if plane is None else [transport.core.device for transport in plane.virtio.values()]
+
+    @property
+    def time(self) -> int:
+        """What the guest's clock shows, in ticks: one for all harts. Only while no vCPU runs."""
+        return self.vcpus[0].get_reg(regs.timer("time"))
+
+    @time.setter
+    def time(self, ticks: int) -> None:
+        self.vcpus[0].set_reg(regs.timer("time"), ticks)
+
+    def _suspend(self) -> None:
+        """The hart whose thread this is called on goes to sleep with the whole machine."""
+        for thread in self.threads:
+            if thread.is_current:
+                self._suspension.begin(thread)
+
+    def power_button(self) -> None:
+        """Press the power key. Raises MachineError when the guest does not watch it."""
+        assert self._power is not None  # every board has one
+        self._power.press()
+
     def trace_exits(self, trace: Trace) -> None:
         """Show exits from now on."""
-        for thread in self._threads:
+        for thread in self.threads:
             exittrace.install(thread, self.bus, self._sbi, trace)
 
     def send_break(self) -> bool:
@@ -303,7 +337,7 @@ class Board:
 
         A guest that jumped to nowhere before it had set up traps faults for ever without leaving KVM.
         """
-        for thread in self._threads:
+        for thread in self.threads:
             thread.post(lambda vcpu=thread.vcpu: self._check_hart(vcpu))  # type: ignore[misc]
 
     def _check_hart(self, vcpu: Vcpu) -> None:
@@ -332,8 +366,11 @@ class Board:
             self._loop.call_soon(self._input.offer)
 
 
-def _reset(device: Uart8250 | GoldfishRtc) -> None:
+def _end(device: Uart8250 | GoldfishRtc | PowerButton) -> None:
     try:
+        if isinstance(device, PowerButton):
+            device.close()
+            return
         with device.lock:
             device.reset()
     except KvmError:

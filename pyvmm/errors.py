@@ -42,6 +42,10 @@ class KvmUnavailable(HostError):
     """This host cannot run RISC-V guests through KVM at all."""
 
 
+class MachineError(PyvmmError):
+    """A running machine cannot do what was asked of it, or not now."""
+
+
 class GuestAccessError(PyvmmError):
     """An address that the guest named is not backed by its memory. Devices catch it and count."""
 

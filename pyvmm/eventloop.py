@@ -23,6 +23,18 @@ from pyvmm.threads import start_thread
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Protocol
+
+    class Cancellable(Protocol):
+        """A pending call."""
+
+        def cancel(self) -> None: ...
+
+    class Scheduler(Protocol):
+        """An event loop, or the gate before it."""
+
+        def call_later(self, seconds: float, callback: Callable[[], None]) -> Cancellable: ...
+
 
 _CALLS_PER_PASS = 64
 _CANCELLED_KEPT = 64
@@ -218,13 +230,13 @@ class LoopClock:
 
     __slots__ = ("_loop",)
 
-    def __init__(self, loop: EventLoop) -> None:
+    def __init__(self, loop: Scheduler) -> None:
         self._loop = loop
 
     def now_ns(self) -> int:
         """Nanoseconds since the Unix epoch."""
         return time.time_ns()
 
-    def call_at(self, when_ns: int, callback: Callable[[], None]) -> Timer:
+    def call_at(self, when_ns: int, callback: Callable[[], None]) -> Cancellable:
         """Run ``callback`` on the loop thread once ``now_ns()`` reaches ``when_ns``."""
         return self._loop.call_later(max(0, when_ns - time.time_ns()) / 1e9, callback)

@@ -7,7 +7,18 @@ Numbers are ints; addresses are guest-physical.
 
 from __future__ import annotations
 
+from pyvmm.kvm import uapi
+
 TYPE_CHECKING = False
+_REASONS = {
+    uapi.KVM_EXIT_MMIO: "mmio",
+    uapi.KVM_EXIT_RISCV_SBI: "sbi",
+    uapi.KVM_EXIT_RISCV_CSR: "csr",
+    uapi.KVM_EXIT_INTR: "interrupted",
+    uapi.KVM_EXIT_SYSTEM_EVENT: "system-event",
+    uapi.KVM_EXIT_FAIL_ENTRY: "fail-entry",
+}
+
 if TYPE_CHECKING:
     from pyvmm.backplane import Backplane
     from pyvmm.board import Board
@@ -27,10 +38,21 @@ def report(board: Board) -> Report:
             {"base": where.base, "size": where.size, "name": name} for where, name in board.bus.describe()
         ],
         "unclaimed": board.bus.unclaimed.total,
+        "exits": _exits(board),
+        "accesses": board.bus.accesses(),
         "routes": [] if routing is None else routing.describe(),
         "ioeventfds": board.doorbells.describe(),
         "pci": _pci(plane),
         "virtio": {} if plane is None else {name: _virtio(at.core) for name, at in plane.virtio.items()},
+    }
+
+
+def _exits(board: Board) -> dict[str, int]:
+    """How often the harts left the guest, by reason: all that KVM could not do without pyvmm."""
+    return {
+        name: count
+        for reason, name in _REASONS.items()
+        if (count := sum(thread.exits[reason] for thread in board.threads))
     }
 
 

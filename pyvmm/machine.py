@@ -3,17 +3,17 @@
 
 Threads: the caller's runs ``prepare``, ``start``, ``wait`` and ``close``; each vCPU has one; ``io`` runs the
 event loop; ``console`` writes output; a ``reboot`` thread exists while a guest's reboot replaces the board.
-``end`` may be called from any of them, also from a signal handler.
+``end`` may be called from any of them, also from a signal handler. What can be asked of a guest that runs,
+from any other thread, is in ``pyvmm.steering``.
 
-Lock order, outermost first: device, interrupt controller. The machine's own lock is a leaf. Nothing waits for
-another thread while it holds a lock.
+Lock order, outermost first: steering, device, interrupt controller. The machine's own lock is a leaf. Nothing
+but steering waits for another thread while it holds a lock.
 """
 
 from __future__ import annotations
 
 import os
 import select
-import threading
 from errno import EIO, EPIPE
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -23,12 +23,10 @@ from pyvmm.board import Board
 from pyvmm.console.input import ConsoleInput
 from pyvmm.console.output import ConsoleWriter
 from pyvmm.console.panic import PanicWatch
-from pyvmm.errors import HostError
-from pyvmm.eventloop import EventLoop
+from pyvmm.errors import HostError, MachineError
 from pyvmm.outcome import Outcome
-from pyvmm.threads import start_thread
+from pyvmm.steering import Steering
 from pyvmm.trace import Trace
-from pyvmm.workers import WorkerThreads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -65,7 +63,7 @@ def _pass_on(data: bytes) -> list[Item]:
     return [data]
 
 
-class Machine:
+class Machine(Steering):
     """One guest, from its first instruction to its end, reboots included.
 
     ``input_fd`` and ``output_fd`` carry the console; the machine does not close them. ``note`` receives
@@ -84,6 +82,7 @@ class Machine:
         show: Callable[[str], None] = _ignore,
         kernel: Kernel | None = None,
     ) -> None:
+        super().__init__(self._fail)
         self.config = config
         #: Sees console input first and returns what is meant for the guest.
         self.on_input: Callable[[bytes], list[Item]] = _pass_on
@@ -93,24 +92,17 @@ class Machine:
         self._warn = warn
         self._kernel = kernel
         # Reentrant and atomic, unlike an Event: a signal handler may call ``end`` while this thread is in
-        # ``wait`` or ``end`` itself.
-        self._ends: SimpleQueue[Outcome] = SimpleQueue()
-        self._outcome: Outcome | None = None
+        # ``wait`` or ``end`` itself. Something is in it once there is an outcome.
+        self._ends: SimpleQueue[None] = SimpleQueue()
+        self._end_told = False
         self._panic = PanicWatch()
         self._log_fd: int | None = None
         self._output_fd = output_fd
-        self._loop = EventLoop(self._fail)
-        self._workers = WorkerThreads(self._fail)
         self._writer = ConsoleWriter(self._on_line, self._fail)
         if output_fd is not None:
             self._writer.add_output(output_fd, self._on_output_failed)
         self._input = ConsoleInput(self._loop, input_fd, self._filter_input)
-        #: Guards the board's change at a reboot and at the end; never held while waiting for a thread.
-        self._state = threading.Lock()
-        self._board: Board | None = None
         self._size: tuple[int, int] | None = None
-        self._rebooting: threading.Thread | None = None
-        self._closed = False
 
     def __enter__(self) -> Machine:
         return self
@@ -132,7 +124,7 @@ class Machine:
 
     def _make_board(self) -> Board:
         board = Board(
-            self.config, self._loop, self._workers, self._writer, self._note, self.trace, self._kernel
+            self.config, self._gate, self._workers, self._writer, self._note, self.trace, self._kernel
         )
         if self._size is not None:
             board.resize(*self._size)
@@ -154,25 +146,35 @@ class Machine:
             limit = Outcome(outcome.TIMEOUT, f"the guest did not end within {self.config.timeout:g} s")
             self._loop.call_later(self.config.timeout, lambda: self.end(limit))
         self._loop.start()
+        self._events.emit("started")
         with self._state:  # the first hart may ask for a reboot before the last one was started
+            self._started = True
             board.start()
         self._check_later(0)
 
     def wait(self) -> Outcome:
         """Wait for the end and return it. Signal handlers run meanwhile when this is the main thread."""
-        while self._outcome is None:
+        while not self._outcomes:
             try:
-                end = self._ends.get(timeout=_SIGNALS_LOST_FOR)
+                self._ends.get(timeout=_SIGNALS_LOST_FOR)
             except Empty:
                 continue
-            if self._outcome is None:
-                self._outcome = end
-            self._ends.put(end)  # for whoever else waits
-        return self._outcome
+            self._ends.put(None)  # for whoever else waits
+        return self._outcomes[0]
 
     def end(self, end: Outcome) -> None:
         """End the run for this reason; the first one counts. From any thread and from signal handlers."""
-        self._ends.put(end)
+        self._outcomes.append(end)
+        self._ends.put(None)
+        if not self._closed:
+            self._loop.call_soon(self._tell_end)
+
+    def _tell_end(self) -> None:
+        """On the loop's thread, or once that has ended."""
+        if not self._end_told:
+            self._end_told = True
+            end = self.wait()
+            self._events.emit("ended", reason=end.reason, exit_code=end.exit_code, message=end.message)
 
     def close(self) -> None:
         """Stop every thread and release everything. Idempotent."""
@@ -189,12 +191,15 @@ class Machine:
             _SLOW_HOST, lambda: self._warn("waiting for the host to finish what the guest's devices began")
         )
         try:
-            if board is not None:
-                board.close()
+            with self._steering:
+                self._pausing.let_go()
+                if board is not None:
+                    board.close()
         finally:
             slow.cancel()
             self._workers.stop()
             self._loop.stop()
+            self._tell_end()
             self._close_output()
 
     def _close_output(self) -> None:
@@ -220,6 +225,18 @@ class Machine:
     def send_break(self) -> None:
         """A BREAK on the serial console, after the input so far: the next key is a SysRq command."""
         self._input.insert(self.break_item)
+
+    def sysrq(self, key: str) -> None:
+        """Have the guest's kernel obey a SysRq key, typed into its console. From any thread.
+
+        Raises MachineError when there is no console that knows a BREAK, or the guest has ended.
+        """
+        if self.config.console not in ("virtio", "serial"):
+            raise MachineError(
+                "SysRq comes through the console; start the guest with --console virtio or serial."
+            )
+        self._on_board(lambda _board: self.send_break())
+        self.send_input(key.encode())
 
     def send_input(self, data: bytes, taken: Callable[[], None] = _nothing) -> None:
         """Type ``data`` into the console, after the input so far.
@@ -260,23 +277,26 @@ class Machine:
         if end.reason != outcome.REBOOT or self.config.on_reboot != "reboot":
             self.end(end)
             return
-        with self._state:
-            if self._board is board:  # and not already on its way out: two harts may ask at once
-                self._board = None
-                self._rebooting = start_thread(partial(self._reboot, board), "reboot")
+        self._restart(board)
 
     def _reboot(self, old: Board) -> None:
         try:
-            self._note("the guest reboots")
-            old.close()
-            self._panic = PanicWatch()
-            new = self._make_board()
-            with self._state:
-                if not self._closed:
-                    self._board = new
-                    new.start()
+            with self._steering:
+                self._note("the guest reboots")
+                self._events.emit("rebooting")
+                self._pausing.let_go()
+                old.close()
+                self._panic = PanicWatch()
+                new = self._make_board()
+                with self._state:
+                    wanted = not self._closed
+                    if wanted:
+                        self._board = new
+                        new.start()
+                if not wanted:
+                    new.close()
                     return
-            new.close()
+            self._events.emit("rebooted")
         except BaseException as error:
             self._fail(error)
 
@@ -285,7 +305,10 @@ class Machine:
         self.end(Outcome(outcome.FAILED, str(error) or type(error).__name__, error=error))
 
     def _on_line(self, line: bytes) -> None:
+        before = self._panic.seen
         self._panic.feed(line)
+        if self._panic.seen and not before:
+            self._events.emit("panic", message=self._panic.message)
         if self._panic.ended and self.config.on_panic == "exit":
             self.end(Outcome(outcome.PANIC, f"the guest panicked: {self._panic.message}"))
 

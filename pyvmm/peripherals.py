@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pyvmm import devicetree, layout
+from pyvmm.devices.powerbutton import PowerButton
 from pyvmm.devices.rtc import GoldfishRtc
 from pyvmm.devices.uart8250 import Uart8250
 
@@ -19,7 +20,7 @@ class Peripheral:
 
     def __init__(
         self,
-        kind: type[Uart8250] | type[GoldfishRtc],
+        kind: type[Uart8250] | type[GoldfishRtc] | type[PowerButton],
         *,
         name: str,
         node: str,
@@ -55,11 +56,19 @@ UART = Peripheral(
 RTC = Peripheral(
     GoldfishRtc, name="rtc", node="rtc", base=layout.RTC_BASE, size=layout.RTC_SIZE, irq=layout.RTC_IRQ
 )
+POWER = Peripheral(
+    PowerButton,
+    name="power",
+    node="virtio",
+    base=layout.POWER_BASE,
+    size=layout.POWER_SIZE,
+    irq=layout.POWER_IRQ,
+)
 
 
 def wanted(config: MachineConfig) -> list[Peripheral]:
-    """What ``config`` asks for. The clock is always there: a guest needs the time."""
-    return [UART, RTC] if config.console == "serial" else [RTC]
+    """What ``config`` asks for. Clock and power button are always there."""
+    return [UART, RTC, POWER] if config.console == "serial" else [RTC, POWER]
 
 
 def stdout(config: MachineConfig) -> str | None:

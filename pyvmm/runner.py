@@ -5,6 +5,8 @@ How a thread is brought out of KVM_RUN: the kick signal is blocked in every vCPU
 (KVM_SET_SIGNAL_MASK) to unblock it while the guest runs. A kick that comes too early thus stays pending
 and ends the next KVM_RUN at once, so there is no race to lose, no process-wide handler to install, and it
 works from any thread. The signal survives KVM_RUN and is taken with sigtimedwait.
+
+A parked vCPU's thread waits for that same signal between two KVM_RUNs, and still runs what is posted to it.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import threading
 from collections import deque
 
 from pyvmm import outcome
@@ -22,7 +25,6 @@ from pyvmm.threads import start_thread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Callable
 
     from pyvmm.kvm.vcpu import Vcpu
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from pyvmm.sbi import Sbi
 
 KICK = signal.SIGUSR1
+_MOST_REASONS = 64
 
 CSR_SEED = 0x015
 _SEED_ES16 = 2 << 30  # OPST field: 16 bits of entropy follow (RISC-V scalar cryptography, 4.1)
@@ -41,6 +44,10 @@ _RUN_ERRORS = {
     errno.EIO: "it made a misaligned access to device memory",
     errno.EFAULT: "it touched memory that the host cannot provide",
 }
+
+
+def _nothing() -> None:
+    """Nobody waits for it."""
 
 
 class VcpuThread:
@@ -66,6 +73,9 @@ class VcpuThread:
         self._on_error = on_error
         self._running = True
         self._posted: deque[Callable[[], None]] = deque()
+        self._parked: set[object] = set()  # why the guest must not run; of the vCPU's thread alone
+        #: How often KVM_RUN returned with which reason. Written on the vCPU's thread.
+        self.exits = [0] * _MOST_REASONS
         self._thread: threading.Thread | None = None
         #: Exit reason -> what to do about it. The trace replaces entries; everything else reads.
         self.handlers: dict[int, Callable[[], None]] = {
@@ -85,6 +95,33 @@ class VcpuThread:
         """Run ``task`` on the vCPU's thread between two KVM_RUNs, with no exit left to complete."""
         self._posted.append(task)
         self._kick()
+
+    def park(self, reason: object, on_parked: Callable[[], None] = _nothing) -> None:
+        """Keep the guest from running until ``unpark`` was called for every reason. From any thread.
+
+        ``on_parked`` is called on the vCPU's thread, which then runs what is posted to it, and no guest;
+        not at all when the thread ends before.
+        """
+
+        def park() -> None:
+            self._parked.add(reason)
+            on_parked()
+
+        self.post(park)
+
+    def unpark(self, reason: object) -> None:
+        """The guest may run again as far as ``reason`` is concerned. From any thread."""
+        self.post(lambda: self._parked.discard(reason))
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs, or will: False for one that has ended."""
+        return self._thread is not None and self._thread.is_alive()
+
+    @property
+    def is_current(self) -> bool:
+        """Whether this is the thread it is called on."""
+        return self._thread is threading.current_thread()
 
     def request_stop(self) -> None:
         """Make the thread end soon. Callable from any thread, also this one."""
@@ -106,6 +143,7 @@ class VcpuThread:
             pass  # it ended just now
 
     def _main(self) -> None:
+        self._thread = threading.current_thread()  # `start` may not have come so far
         try:
             self.vcpu.set_signal_mask(signal.valid_signals() - {KICK})
             self._loop()
@@ -129,12 +167,14 @@ class VcpuThread:
     def _loop(self) -> None:
         run = self.vcpu.run
         handlers = self.handlers
+        exits = self.exits
         while self._running:
             reason = run()
             handler = handlers.get(reason)
             if handler is None:
                 self._hung(f"KVM stopped it with exit reason {reason}, which pyvmm does not know")
             else:
+                exits[reason] += 1
                 handler()
 
     def _on_mmio(self) -> None:
@@ -159,6 +199,12 @@ class VcpuThread:
     def _on_interrupted(self) -> None:
         while signal.sigtimedwait([KICK], 0) is not None:
             pass
+        self._run_posted()
+        while self._parked and self._running:
+            signal.sigwait((KICK,))
+            self._run_posted()
+
+    def _run_posted(self) -> None:
         while self._posted:
             self._posted.popleft()()
 

@@ -52,6 +52,7 @@ class Sbi:
     """Answers forwarded calls. Called on vCPU threads, several at once; holds no lock of its own."""
 
     def __init__(self, memory: Memory, output: Output, input: Input, suspend: Callable[[], None]) -> None:
+        """``suspend`` is called on the hart's thread, which it keeps from going on; it does not wait."""
         self._memory = memory
         self._output = output
         self._input = input

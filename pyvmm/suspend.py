@@ -3,6 +3,9 @@
 
 KVM has checked the call and queued the resume; all other harts are stopped. What wakes the guest is what
 would wake a board: a device raising its interrupt (the clock's alarm), or a key.
+
+The thread of a parked vCPU still runs what is posted to it, so that a suspended guest can be paused and
+looked at like any other.
 """
 
 from __future__ import annotations
@@ -11,29 +14,40 @@ import threading
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Protocol
+
     from pyvmm.devices.base import IrqLine
+
+    class Hart(Protocol):
+        """The thread of the hart that asked for it."""
+
+        def park(self, reason: object) -> None:
+            """Keep the guest from going on, from the next entry on."""
+
+        def unpark(self, reason: object) -> None:
+            """Let it go on."""
 
 
 class Suspension:
-    """Parks the vCPU thread that asked for it. ``wake`` and ``release`` come from any thread."""
+    """Parks the vCPU that asked for it. ``wake`` and ``release`` come from any thread."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._suspended = False
+        self._lock = threading.Lock()  # a leaf but for the parking of vCPUs
+        self._asleep: Hart | None = None
         self._released = False
         self._asserted: set[int] = set()  # wires that are high
 
-    def wait(self) -> None:
-        """Sleep until woken; not at all while a wire is high. On the vCPU's thread, with no lock held."""
-        with self._changed:
-            self._suspended = not (self._released or self._asserted)
-            while self._suspended:
-                self._changed.wait()
+    def begin(self, hart: Hart) -> None:
+        """Let ``hart`` sleep until woken; not at all while a wire is high. On its own thread."""
+        with self._lock:
+            if not (self._released or self._asserted):
+                self._asleep = hart
+                hart.park(self)
 
     def wire(self, number: int, level: bool) -> None:
         """A wire was driven. Nearly free when that changes nothing."""
         if level != (number in self._asserted):
-            with self._changed:
+            with self._lock:
                 if level:
                     self._asserted.add(number)
                 else:
@@ -43,17 +57,17 @@ class Suspension:
 
     def wake(self) -> None:
         """Something happened. Nearly free while nothing sleeps."""
-        if self._suspended:
-            with self._changed:
-                self._suspended = False
-                self._changed.notify_all()
+        if self._asleep is not None:
+            with self._lock:
+                hart, self._asleep = self._asleep, None
+                if hart is not None:
+                    hart.unpark(self)
 
     def release(self) -> None:
         """Wake, and never sleep again: the machine stops."""
-        with self._changed:
+        with self._lock:
             self._released = True
-            self._suspended = False
-            self._changed.notify_all()
+        self.wake()
 
 
 class WakingLine:

@@ -34,18 +34,45 @@ class WorkerThreads:
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._unfinished = 0
-        self._lock = threading.Lock()  # a leaf: of the two above
+        self._held: list[Job] | None = None  # submitted since ``hold``
+        self._lock = threading.Lock()  # a leaf: of the three above
+        self._idle = threading.Condition(self._lock)
 
     def submit(self, job: Job) -> None:
         """Run ``job`` on one of the threads. Callable from any thread, until ``stop``."""
         with self._lock:
-            self._unfinished += 1
-            if len(self._threads) < min(self._unfinished, self._limit):
-                self._threads.append(start_thread(self._main, f"work-{len(self._threads)}"))
+            if self._held is not None:
+                self._held.append(job)
+                return
+            self._begin(job)
+
+    def _begin(self, job: Job) -> None:
+        self._unfinished += 1
+        if len(self._threads) < min(self._unfinished, self._limit):
+            self._threads.append(start_thread(self._main, f"work-{len(self._threads)}"))
         self._jobs.put(job)
+
+    def hold(self) -> None:
+        """Begin no job that is submitted from now on. Idempotent."""
+        with self._lock:
+            if self._held is None:
+                self._held = []
+
+    def idle(self, patience: float) -> bool:
+        """Wait until every job that was begun is finished; whether they were within ``patience`` seconds."""
+        with self._idle:
+            return self._idle.wait_for(lambda: not self._unfinished, patience)
+
+    def release(self) -> None:
+        """Begin what was held, and what comes. Idempotent."""
+        with self._lock:
+            held, self._held = self._held, None
+            for job in held or ():
+                self._begin(job)
 
     def stop(self) -> None:
         """Finish every job, and end the threads. Idempotent. Not from a worker."""
+        self.release()
         with self._lock:
             threads, self._threads = self._threads, []
         for _ in threads:
@@ -72,4 +99,6 @@ class WorkerThreads:
         finally:
             with self._lock:
                 self._unfinished -= 1
+                if not self._unfinished:
+                    self._idle.notify_all()
         return True

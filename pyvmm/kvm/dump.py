@@ -31,6 +31,13 @@ def registers(vcpu: Vcpu) -> str:
     return "\n".join((f"CPU {vcpu.id}:", *rows))
 
 
+def values(vcpu: Vcpu) -> dict[str, int]:
+    """The same as numbers, by name."""
+    names = {name: regs.core(name) for name in uapi.CORE_REGISTERS}
+    names |= {name: regs.csr(name) for name in _CSRS}
+    return {name: vcpu.get_reg(register) for name, register in names.items()}
+
+
 def _value(vcpu: Vcpu, register: int) -> str:
     try:
         return f"0x{vcpu.get_reg(register):x}"

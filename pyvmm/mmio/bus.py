@@ -40,13 +40,14 @@ if TYPE_CHECKING:
 
         def decode(self, offset: int, size: int, is_write: bool, value: int) -> tuple[str, str]: ...
 
-    # bases, last addresses, locks, read and write methods, mappings: parallel, in address order.
+    # bases, last addresses, locks, read and write methods, counters, mappings: parallel, in address order.
     _Table = tuple[
         tuple[int, ...],
         tuple[int, ...],
         tuple[threading.Lock, ...],
         tuple[Callable[[int, int], int], ...],
         tuple[Callable[[int, int, int], After], ...],
+        tuple[list[int], ...],
         tuple["Mapping", ...],
     ]
 
@@ -82,13 +83,15 @@ class Unclaimed:
 class Mapping:
     """A device's place on a bus. Made by :meth:`Bus.map`; ``range`` is where it is, or was last."""
 
-    __slots__ = ("_bus", "device", "name", "range")
+    __slots__ = ("_bus", "counter", "device", "name", "range")
 
     def __init__(self, bus: Bus, where: Range, device: BusDevice, name: str) -> None:
         self._bus = bus
         self.range = where
         self.device = device
         self.name = name
+        #: Its one entry is the number of accesses so far. The device's lock guards it.
+        self.counter = [0]
 
     def unmap(self) -> None:
         """Take the device off the bus and wait until no access is inside it. Idempotent.
@@ -128,7 +131,7 @@ class Bus:
     def __init__(self) -> None:
         self._write_lock = threading.Lock()
         self._mappings: SortedDict[int, Mapping] = SortedDict()
-        self._table: _Table = ((), (-1,), (), (), (), ())
+        self._table: _Table = ((), (-1,), (), (), (), (), ())
         self.unclaimed = Unclaimed()
 
     def map(self, base: int, size: int, device: BusDevice, *, name: str) -> Mapping:
@@ -142,7 +145,7 @@ class Bus:
         """Value of ``size`` (1, 2, 4 or 8) bytes at ``address``; 0 where there is nothing."""
         while True:
             table = self._table
-            bases, lasts, locks, reads, _, _ = table
+            bases, lasts, locks, reads, _, counters, _ = table
             at = bisect_right(bases, address) - 1
             if address + size - 1 > lasts[at]:
                 self._count_unclaimed(table, at, address, size)
@@ -152,6 +155,7 @@ class Bus:
             lock.acquire()
             try:
                 if self._table is table:
+                    counters[at][0] += 1
                     return reads[at](address - bases[at], size)
             finally:
                 lock.release()
@@ -160,7 +164,7 @@ class Bus:
         """Store ``value``; then run what the device asked to be run once its lock was dropped."""
         while True:
             table = self._table
-            bases, lasts, locks, _, writes, _ = table
+            bases, lasts, locks, _, writes, counters, _ = table
             at = bisect_right(bases, address) - 1
             if address + size - 1 > lasts[at]:
                 self._count_unclaimed(table, at, address, size)
@@ -170,6 +174,7 @@ class Bus:
             try:
                 if self._table is not table:
                     continue
+                counters[at][0] += 1
                 after = writes[at](address - bases[at], size, value)
             finally:
                 lock.release()
@@ -179,13 +184,20 @@ class Bus:
 
     def find(self, address: int) -> Mapping | None:
         """The mapping that holds ``address``."""
-        bases, lasts, _, _, _, mappings = self._table
+        bases, lasts, _, _, _, _, mappings = self._table
         at = bisect_right(bases, address) - 1
         return mappings[at] if address <= lasts[at] else None
 
     def describe(self) -> list[tuple[Range, str]]:
         """Range and name of every mapping, in address order."""
-        return [(mapping.range, mapping.name) for mapping in self._table[5]]
+        return [(mapping.range, mapping.name) for mapping in self._table[-1]]
+
+    def accesses(self) -> dict[str, int]:
+        """How many accesses every mapping that is on the bus has had, by name. Doorbells are no accesses."""
+        counts: dict[str, int] = {}
+        for mapping in self._table[-1]:
+            counts[mapping.name] = counts.get(mapping.name, 0) + mapping.counter[0]
+        return counts
 
     def _count_unclaimed(self, table: _Table, at: int, address: int, size: int) -> None:
         bases, lasts = table[0], table[1]
@@ -233,5 +245,6 @@ class Bus:
             tuple(device.lock for device in devices),
             tuple(device.read for device in devices),
             tuple(device.write for device in devices),
+            tuple(mapping.counter for mapping in mappings),
             mappings,
         )

@@ -14,7 +14,7 @@ from fakes import kernels
 from fakes.clock import FakeClock
 from fakes.guests import DBCN, FCR, IER, LSR, RBR, echo, idle, prints, suspend
 from fakes.kernel import FakeAia, FakeKernel, call, fail, mmio_read, mmio_write, reset, sbi
-from fakes.threads import AnnouncingCondition, happens
+from fakes.threads import happens
 
 from pyvmm import layout, outcome
 from pyvmm.errors import HostError, KvmError, PyvmmError
@@ -55,8 +55,9 @@ def clock(monkeypatch):
 def asleep(it):
     """An event: the guest of ``it``, which has not started, is suspended."""
     suspension = it.machine.prepare()._suspension
-    suspension._changed = AnnouncingCondition()
-    return suspension._changed.waiting
+    sleeping, begin = threading.Event(), suspension.begin
+    suspension.begin = lambda hart: (begin(hart), sleeping.set())
+    return sleeping
 
 
 # Suspend
@@ -364,7 +365,7 @@ def test_hart_that_can_go_on_is_left_alone(run, registers, stopped):
     it.start()
     board.check_alive()
     checked = threading.Event()
-    board._threads[0].post(checked.set)
+    board.threads[0].post(checked.set)
     happens(checked)
     it.machine.end(Outcome(outcome.QUIT, "enough"))
     assert it().reason == outcome.QUIT

@@ -1,17 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 from fakes.lines import RecordingLine
-from fakes.threads import AnnouncingCondition, Background, happens, in_time
 
 from pyvmm.suspend import Suspension, WakingLine
 
 
+class FakeHart:
+    """A vCPU thread; ``reasons`` keep it parked."""
+
+    def __init__(self):
+        self.reasons = set()
+
+    def park(self, reason):
+        self.reasons.add(reason)
+
+    def unpark(self, reason):
+        self.reasons.remove(reason)
+
+
 @pytest.fixture
 def suspension():
-    suspension = Suspension()
-    suspension._changed = AnnouncingCondition()
-    yield suspension
-    suspension.release()
+    return Suspension()
 
 
 @pytest.fixture
@@ -19,71 +28,81 @@ def line(suspension):
     return WakingLine(RecordingLine(7), suspension)
 
 
-def sleeper(suspension):
-    """A thread that is asleep in the suspension."""
-    thread = Background(suspension.wait)
-    happens(suspension._changed.waiting)
-    return thread
+@pytest.fixture
+def hart():
+    return FakeHart()
 
 
-def test_rising_wire_wakes(suspension, line):
-    thread = sleeper(suspension)
-    line.set(True)
-    thread.result()
-
-
-def test_pulse_wakes(suspension, line):
-    thread = sleeper(suspension)
-    line.pulse()
-    thread.result()
-
-
-def test_key_wakes(suspension):
-    thread = sleeper(suspension)
+def test_hart_is_parked_until_it_is_woken(suspension, hart):
+    suspension.begin(hart)
+    assert hart.reasons
     suspension.wake()
-    thread.result()
+    assert not hart.reasons
 
 
-def test_wire_that_is_high_already_keeps_it_awake(suspension, line):
+def test_rising_wire_wakes(suspension, line, hart):
+    suspension.begin(hart)
     line.set(True)
-    in_time(suspension.wait)
+    assert not hart.reasons
 
 
-def test_every_wire_must_be_low_before_it_sleeps(suspension, line):
+def test_pulse_wakes(suspension, line, hart):
+    suspension.begin(hart)
+    line.pulse()
+    assert not hart.reasons
+
+
+def test_waking_twice_wakes_once(suspension, hart):
+    suspension.begin(hart)
+    suspension.wake()
+    suspension.wake()
+    assert not hart.reasons
+
+
+def test_wire_that_is_high_already_keeps_it_awake(suspension, line, hart):
+    line.set(True)
+    suspension.begin(hart)
+    assert not hart.reasons
+
+
+def test_every_wire_must_be_low_before_it_sleeps(suspension, line, hart):
     other = WakingLine(RecordingLine(8), suspension)
     line.set(True)
     other.set(True)
     line.set(False)
-    in_time(suspension.wait)
+    suspension.begin(hart)
+    assert not hart.reasons
     other.set(False)
-    sleeper(suspension)
+    suspension.begin(hart)
+    assert hart.reasons
 
 
-def test_wire_that_was_high_wakes_when_it_rises_again(suspension, line):
+def test_wire_that_was_high_wakes_when_it_rises_again(suspension, line, hart):
     line.set(True)
     line.set(False)
-    thread = sleeper(suspension)
+    suspension.begin(hart)
     line.set(True)
-    thread.result()
+    assert not hart.reasons
 
 
-def test_falling_wire_does_not_wake(suspension, line):
-    thread = sleeper(suspension)
+def test_falling_wire_does_not_wake(suspension, line, hart):
+    suspension.begin(hart)
     line.set(False)
-    assert suspension._suspended
-    assert thread.thread.is_alive()
+    assert hart.reasons
 
 
-def test_what_happened_before_it_slept_does_not_wake(suspension):
+def test_what_happened_before_it_slept_does_not_wake(suspension, hart):
     suspension.wake()
-    assert sleeper(suspension).thread.is_alive()
+    suspension.begin(hart)
+    assert hart.reasons
 
 
-def test_release_wakes_and_nothing_sleeps_again(suspension):
-    thread = sleeper(suspension)
+def test_release_wakes_and_nothing_sleeps_again(suspension, hart):
+    suspension.begin(hart)
     suspension.release()
-    thread.result()
-    in_time(suspension.wait)
+    assert not hart.reasons
+    suspension.begin(hart)
+    assert not hart.reasons
 
 
 def test_controller_hears_of_the_wire_before_the_guest_wakes(suspension):

@@ -35,6 +35,7 @@ class VhostPair:
         self._tap_fd = tap_fd
         self._up = up
         self._paused = True
+        self._quiet = False
         self._rings = (VhostRing(vhost, 0, session, rx), VhostRing(vhost, 1, session, tx))
 
     def start(self) -> None:
@@ -53,6 +54,16 @@ class VhostPair:
         self._paused = True
         self._halt()
 
+    def quiesce(self) -> None:
+        """The machine is paused: the kernel leaves the rings alone until ``go_on``."""
+        self._quiet = True
+        self._halt()
+
+    def go_on(self) -> None:
+        """The kernel works the rings again, from where it was, and looks for what came meanwhile."""
+        self._quiet = False
+        self._run()
+
     def kick(self, queue: ActiveQueue) -> None:
         """The driver brought a queue up that the kernel does not work yet."""
         del queue
@@ -60,7 +71,7 @@ class VhostPair:
 
     def _run(self) -> None:
         """Let the kernel work every queue there is, while the link is up."""
-        if self._paused or not self._up:
+        if self._paused or self._quiet or not self._up:
             return
         try:
             for index, ring in enumerate(self._rings):

@@ -28,13 +28,14 @@ if TYPE_CHECKING:
 class _Ring:
     """What a worker has to know of a queue. The eventfds are duplicates: a reset closes the originals."""
 
-    __slots__ = ("base", "call", "index", "kick", "setup")
+    __slots__ = ("base", "call", "index", "kick", "setup", "started")
 
     def __init__(self, queue: ActiveQueue, setup: QueueSetup, base: int) -> None:
         kick, call = queue.offload()
         self.index = queue.index
         self.setup = setup
         self.base = base
+        self.started = False
         self.kick = os.dup(kick)
         self.call = os.dup(call)
 
@@ -54,7 +55,10 @@ class RemoteRings:
         self._end = end
         self._turn = threading.Condition(threading.Lock())
         self._given = self._served = 0  # turns
-        self._running: set[int] = set()  # rings the back end works; only touched in turn
+        # Rings that the back end was given, by index, and the memory they are in. Only touched in turn, or
+        # while the machine is paused and no turns are taken.
+        self._running: dict[int, _Ring] = {}
+        self._memory: GuestMemory | None = None
         #: Why the back end is of no more use; empty while it is.
         self.lost = ""
 
@@ -105,37 +109,69 @@ class RemoteRings:
             while self._served != turn:
                 self._turn.wait()
         try:
-            job()
-        except HostError as error:
-            self.lost = self.lost or str(error)
-            self._end()
+            self._attempt(job)
         finally:
             with self._turn:
                 self._served += 1
                 self._turn.notify_all()
         return self.lost
 
-    def _start(self, features: int, memory: GuestMemory, rings: list[_Ring]) -> None:
+    def _attempt(self, job: Callable[[], None]) -> None:
         try:
-            if self.lost:
-                return
-            self._backend.set_features(features)
-            self._backend.set_memory(memory)
-            for ring in rings:
-                self._backend.start_ring(ring.index, ring.setup, memory, ring.base, ring.kick, ring.call)
-                self._running.add(ring.index)
-        finally:
-            for ring in rings:
-                ring.close()
+            job()
+        except HostError as error:
+            self.lost = self.lost or str(error)
+            self._end()
+
+    def _start(self, features: int, memory: GuestMemory, rings: list[_Ring]) -> None:
+        self._memory = memory
+        self._running.update((ring.index, ring) for ring in rings)
+        if self.lost:
+            return
+        self._backend.set_features(features)
+        self._backend.set_memory(memory)
+        for ring in rings:
+            self._start_ring(ring)
+
+    def _start_ring(self, ring: _Ring) -> None:
+        assert self._memory is not None
+        self._backend.start_ring(ring.index, ring.setup, self._memory, ring.base, ring.kick, ring.call)
+        ring.started = True
 
     def _stop(self, indices: tuple[int, ...] | None) -> None:
-        stopping = self._running if indices is None else self._running.intersection(indices)
-        self._running = self._running - stopping
+        stopping = [
+            self._running.pop(index) for index in indices or sorted(self._running) if index in self._running
+        ]
+        for ring in stopping:
+            ring.close()
         if self.lost:
             self._end()
             return
-        for index in sorted(stopping):
-            self._backend.stop_ring(index)
+        for ring in stopping:
+            if ring.started:
+                self._backend.stop_ring(ring.index)
+
+    # While the machine is paused, on its thread: no job is under way, and none will be
+
+    def quiesce(self) -> None:
+        """Take every ring back, and remember how far the back end came."""
+        self._attempt(self._suspend)
+
+    def go_on(self) -> None:
+        """Hand the rings over again, and let the back end look for what came meanwhile."""
+        self._attempt(self._go_on)
+
+    def _suspend(self) -> None:
+        for ring in () if self.lost else self._running.values():
+            if ring.started:
+                ring.base = self._backend.stop_ring(ring.index)
+                ring.started = False
+
+    def _go_on(self) -> None:
+        for ring in () if self.lost else self._running.values():
+            if not ring.started:
+                self._start_ring(ring)
+                os.eventfd_write(ring.kick, 1)
 
 
 def _base(queue: ActiveQueue) -> int:

@@ -29,7 +29,7 @@ class VirtioDevice(RegisterDevice):
 
     A subclass sets NAME, SIZE (bytes of configuration space, 0 for none) and DEVICE_ID, and overrides what
     it needs of the methods below. ``lock`` is shared with the transport, which calls everything but
-    ``close`` with it held.
+    ``quiesce``, ``go_on`` and ``close`` with it held.
     """
 
     SIZE = 0
@@ -80,6 +80,15 @@ class VirtioDevice(RegisterDevice):
 
     def stop(self) -> None:
         """The session is over: drop it and every chain. Host I/O in flight is waited for by the transport."""
+
+    def quiesce(self) -> None:
+        """The machine is paused: stop what works the queues outside of this process, until ``go_on``.
+
+        Called without the lock. No vCPU runs, no callback comes, and no worker is busy.
+        """
+
+    def go_on(self) -> None:
+        """The end of ``quiesce``. What the driver notified meanwhile must not be lost."""
 
     def close(self) -> None:
         """Give back what the host gave (files, descriptors, processes). The machine is ending."""

@@ -99,6 +99,14 @@ class Fs(VirtioDevice):
         self._rings.stop(self._session)
         del self._session
 
+    def quiesce(self) -> None:
+        """See VirtioDevice."""
+        self._rings.quiesce()
+
+    def go_on(self) -> None:
+        """See VirtioDevice. Rings that run belong to the session there is."""
+        self._rings.go_on()
+
     def close(self) -> None:
         """End virtiofsd."""
         self._virtiofsd.close()

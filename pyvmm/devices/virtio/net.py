@@ -36,6 +36,12 @@ if TYPE_CHECKING:
         def pause(self) -> None:
             """Leave the port alone. The driver's buffers stay where they are."""
 
+        def quiesce(self) -> None:
+            """The machine is paused: nobody touches the rings until ``go_on``."""
+
+        def go_on(self) -> None:
+            """The end of ``quiesce``."""
+
         def kick(self, queue: ActiveQueue) -> None:
             """The driver put something into one of the two."""
 
@@ -209,6 +215,18 @@ class Net(VirtioDevice):
             worker.stop()
         self._workers = []
         self._session = None
+
+    def quiesce(self) -> None:
+        """See VirtioDevice."""
+        with self.lock:
+            for worker in self._workers:
+                worker.quiesce()
+
+    def go_on(self) -> None:
+        """See VirtioDevice."""
+        with self.lock:
+            for worker in self._workers:
+                worker.go_on()
 
     # Commands of the driver
 

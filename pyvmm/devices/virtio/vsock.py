@@ -159,6 +159,18 @@ class Vsock(VirtioDevice):
         self._rings = ()
         self._session = None
 
+    def quiesce(self) -> None:
+        """See VirtioDevice."""
+        with self.lock:
+            if self._rings:
+                self._halt()
+
+    def go_on(self) -> None:
+        """See VirtioDevice."""
+        with self.lock:
+            if self._rings:
+                self._run()
+
     def close(self) -> None:
         """Give the address back."""
         self._vhost.close()

@@ -9,6 +9,7 @@ import importlib
 import json
 import pkgutil
 import tracemalloc
+from threading import Lock
 
 import pytest
 from fakes.clock import FakeClock
@@ -36,6 +37,7 @@ from pyvmm.devices.virtio.device import VirtioDevice
 from pyvmm.devices.virtio.mmio import VirtioMmio
 from pyvmm.devices.virtio.pci import VirtioPci
 from pyvmm.devices.virtio.pcicaps import NotifyCapability, StructureCapability, WindowCapability
+from pyvmm.devices.virtio.powerkey import PowerKey
 from pyvmm.memory import GuestMemory
 from pyvmm.mmio.regs import RegArray, RegisterDevice
 
@@ -67,6 +69,7 @@ FACTORIES = {
     GoldfishRtc: lambda: GoldfishRtc(RecordingLine(), FakeClock(10**18)),
     Uart8250: lambda: Uart8250(RecordingLine(), RecordingSink()),
     Edu: make_edu,
+    PowerKey: lambda: PowerKey(Lock()),
     Header: lambda: make_function().header,
     Msi: lambda: make_capability(Msi(RecordingMsiLines())),
     Msix: lambda: make_capability(Msix(1, RecordingMsiLines(), bar=0)),

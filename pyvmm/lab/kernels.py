@@ -23,7 +23,8 @@ HOST_MODULES = (
 HOST_MODULES_ON_DEMAND = ("ext4", "null_blk")
 GUEST_MODULES = (
     "virtio_mmio", "virtio_blk", "virtio_net", "virtio_rng", "virtio_balloon", "virtio_console",
-    "9pnet_virtio", "9p", "virtiofs", "vmw_vsock_virtio_transport", "uio_pci_generic", "ext4",
+    "9pnet_virtio", "9p", "virtiofs", "vmw_vsock_virtio_transport", "uio_pci_generic", "ext4", "virtio_input",
+    "evdev",
 )  # fmt: skip
 _KEPT_MODULES = HOST_MODULES + HOST_MODULES_ON_DEMAND + GUEST_MODULES
 _PARTS = ("linux-image-", "linux-binary-", "linux-modules-")

@@ -25,7 +25,7 @@ _PACKAGES = """
     base-files base-passwd bash bsdutils coreutils dash debianutils diffutils dpkg findutils grep gzip
     hostname init-system-helpers libc-bin ncurses-base ncurses-bin perl-base sed sysvinit-utils tar util-linux
     apt debian-archive-keyring e2fsprogs iproute2 iputils-ping kmod less libpam-modules libpam-runtime login
-    mawk mount netbase passwd pciutils procps python3 systemd-sysv udev
+    dbus mawk mount netbase passwd pciutils procps python3 systemd-sysv udev
 """
 _LEFT_OUT = (
     "usr/share/doc", "usr/share/info", "usr/share/lintian", "usr/share/locale", "usr/share/man",
@@ -34,13 +34,13 @@ _LEFT_OUT = (
 _SIZE = "640M"
 _OPTIONS = "lazy_itable_init=0,lazy_journal_init=0"
 # What a guest on an emulated host has no use for, and waits for: hardware that is not there, caches of what
-# never changes, sessions of a desktop. systemd-logind wants D-Bus, which is not there.
+# never changes. systemd-logind is there for the power key.
 _MASKED = """
     apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service
     fstrim.timer getty-static.service getty@tty1.service ldconfig.service proc-sys-fs-binfmt_misc.automount
     sys-fs-fuse-connections.mount sys-kernel-config.mount sys-kernel-debug.mount sys-kernel-tracing.mount
     systemd-binfmt.service systemd-firstboot.service systemd-hibernate-clear.service
-    systemd-hwdb-update.service systemd-journal-catalog-update.service systemd-logind.service
+    systemd-hwdb-update.service systemd-journal-catalog-update.service
     systemd-pcrlock.socket systemd-pcrextend.socket systemd-pstore.service systemd-sysusers.service
     systemd-tmpfiles-clean.timer systemd-tpm2-setup.service systemd-tpm2-setup-early.service
     systemd-update-done.service

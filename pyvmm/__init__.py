@@ -1,4 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
-"""pyvmm: a virtual machine monitor for RISC-V, backed by KVM."""
+"""pyvmm: a virtual machine monitor for RISC-V, backed by KVM.
+
+    with pyvmm.Machine(pyvmm.MachineConfig(kernel="Image", mem="512M"), output_fd=1) as vm:
+        vm.start()
+        print(vm.wait().reason)
+
+docs/reference/library.md has the whole of it. Names are imported when they are first used: ``import pyvmm``
+alone costs nothing.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pyvmm.config import MachineConfig
+    from pyvmm.errors import ConfigError, HostError, KvmError, KvmUnavailable, PyvmmError
+    from pyvmm.machine import Machine
+    from pyvmm.outcome import Outcome
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "ConfigError",
+    "HostError",
+    "KvmError",
+    "KvmUnavailable",
+    "Machine",
+    "MachineConfig",
+    "Outcome",
+    "PyvmmError",
+    "__version__",
+]
+
+if not TYPE_CHECKING:  # checkers know the names from above, and what is none of them
+    _MODULES = {"Machine": "machine", "MachineConfig": "config", "Outcome": "outcome"}
+
+    def __getattr__(name: str) -> object:
+        if name not in __all__:
+            raise AttributeError(f"module 'pyvmm' has no attribute {name!r}")
+        module = __import__(f"pyvmm.{_MODULES.get(name, 'errors')}", fromlist=[name])
+        return getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return __all__

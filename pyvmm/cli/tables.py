@@ -39,7 +39,7 @@ def option_kind(option: Option) -> str | None:
 def positional_kind(command: Command) -> str | None:
     """What a command's argument names, as far as that can be completed."""
     metavar = command.arguments or (command.positional[1] if command.positional else "")
-    return GUEST if metavar.startswith("NAME") else _kind(metavar)
+    return GUEST if metavar.removeprefix("[").startswith("NAME") else _kind(metavar)
 
 
 def _kind(metavar: str | None) -> str | None:

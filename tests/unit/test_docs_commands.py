@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""No page names a command or an option that does not exist, and what can run here is run."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from pyvmm import cli
+from pyvmm.cli import tables
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+COMMANDS = tables.commands()
+# What needs neither a guest nor a lab, and whose result is the same wherever it runs.
+RUNNABLE = ("dtb", "version", "completion", "man")
+
+
+def console_lines():
+    """(page, words after ``pyvmm``) of every ``$ pyvmm ...`` in a block marked as ``console``."""
+    for page in PAGES:
+        for block in re.findall(r"^```console\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
+            for line in block.splitlines():
+                if match := re.match(r"\$ (?:[A-Z_]+=\S+ )*(?:sudo )?pyvmm (.*)", line):
+                    text = match[1].replace(" ...", "")
+                    words = shlex.split(text, comments=True)
+                    yield str(page.relative_to(ROOT)), words[: words.index("|")] if "|" in words else words
+
+
+LINES = list(console_lines())
+
+
+def command_of(words):
+    """The command that the words call, and the words for it."""
+    for count in (2, 1):
+        name = " ".join(words[:count])
+        if name in COMMANDS:
+            return COMMANDS[name], words[count:]
+    raise AssertionError(f"there is no command {words[0]}")
+
+
+def test_the_pages_have_commands():
+    assert len(LINES) > 40
+
+
+@pytest.mark.parametrize(
+    ("page", "words"), LINES, ids=[f"{page}: {' '.join(words)}" for page, words in LINES]
+)
+def test_command_on_a_page_is_understood(page, words):
+    command, rest = command_of(words)
+    command.parse(rest)
+
+
+def runnable():
+    return [
+        words
+        for _, words in LINES
+        if "-o" not in words and (words[0] in RUNNABLE or ("--dry-run" in words and "Image" not in words))
+    ]
+
+
+@pytest.mark.parametrize("words", runnable(), ids=" ".join)
+def test_command_on_a_page_that_can_run_here_does(words, capfd, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(words) == 0
+    out, err = capfd.readouterr()
+    assert out
+    assert err == ""
+
+
+def options():
+    return {name for command in COMMANDS.values() for option in command.options for name in option.names} | {
+        "--help",
+        "--version",
+    }
+
+
+# lkvm's, QEMU's, git's and so on: named in prose, not ours.
+FOREIGN_COLUMNS = ("coming-from-lkvm.md", "coming-from-qemu.md")
+
+
+def named_options(page):
+    """Long options in code on a page: of tables that compare, only those in pyvmm's column."""
+    for line in page.read_text().splitlines():
+        text = line
+        if page.name in FOREIGN_COLUMNS and line.startswith("| "):
+            text = "|".join(line.split(" | ")[1:])
+        for span in re.findall(r"`([^`]*)`", text):
+            yield from re.findall(r"(?<![\w-])(--[a-z0-9][a-z0-9-]*)", span)
+
+
+OURS = [page for page in PAGES if page.name.startswith("coming-from") or page.parent.name == "reference"]
+
+
+@pytest.mark.parametrize("page", OURS, ids=lambda page: page.name)
+def test_option_named_on_a_page_exists(page):
+    prefixes = ("--disable-", "--vmm-")
+    known = options()
+    strangers = {name for name in named_options(page) if name not in known and not name.startswith(prefixes)}
+    assert not strangers
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_between_pages_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
+    missing = [link for link in links if not (page.parent / link).exists()]
+    assert not missing

@@ -21,12 +21,25 @@ QUIT = "quit"
 HELP = "help"
 TRACE = "trace"
 BREAK = "break"
-_COMMANDS = {ord("x"): QUIT, ord("?"): HELP, ord("h"): HELP, ord("t"): TRACE, ord("b"): BREAK}
+DETACH = "detach"
+#: Of a terminal on which a guest runs.
+RUN_KEYS = {ord("x"): QUIT, ord("?"): HELP, ord("h"): HELP, ord("t"): TRACE, ord("b"): BREAK}
 
 HELP_TEXT = """\
 Ctrl-A x  end the guest at once (like pulling the plug)
 Ctrl-A b  send a BREAK to the serial console (SysRq: follow with a key)
 Ctrl-A t  switch the trace on or off
+Ctrl-A a  send Ctrl-A itself to the guest (also Ctrl-A Ctrl-A)
+Ctrl-A ?  this help
+"""
+
+
+#: Of a terminal that is attached to a guest which runs elsewhere.
+ATTACH_KEYS = {ord("d"): DETACH, ord("x"): QUIT, ord("?"): HELP, ord("h"): HELP}
+
+ATTACH_HELP_TEXT = """\
+Ctrl-A d  detach from the guest, which goes on
+Ctrl-A x  end the guest at once (like pulling the plug)
 Ctrl-A a  send Ctrl-A itself to the guest (also Ctrl-A Ctrl-A)
 Ctrl-A ?  this help
 """
@@ -80,11 +93,12 @@ class RawTerminal:
 
 
 class EscapeKeys:
-    """Splits what the user types into bytes for the guest and commands for pyvmm."""
+    """Splits what the user types into bytes for the guest and commands for pyvmm, which follow Ctrl-A."""
 
-    __slots__ = ("_armed",)
+    __slots__ = ("_armed", "_commands")
 
-    def __init__(self) -> None:
+    def __init__(self, commands: dict[int, str] = RUN_KEYS) -> None:
+        self._commands = commands
         self._armed = False
 
     def feed(self, data: bytes) -> list[bytes | str]:
@@ -100,8 +114,8 @@ class EscapeKeys:
             self._armed = False
             if byte in (PREFIX, ord("a")):
                 plain.append(PREFIX)
-            elif byte in _COMMANDS:
-                typed += [bytes(plain), _COMMANDS[byte]]
+            elif byte in self._commands:
+                typed += [bytes(plain), self._commands[byte]]
                 plain.clear()
             else:
                 plain += bytes((PREFIX, byte))

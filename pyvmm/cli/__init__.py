@@ -14,11 +14,24 @@ from pyvmm.nearest import nearest
 
 COMMANDS = {
     "run": "boot a guest, with its console on this terminal",
+    "ps": "the guests that run",
+    "attach": "the console of a running guest",
+    "stop": "end a guest, gently if it lets us",
+    "kill": "end a guest at once",
+    "pause": "make a guest stand still",
+    "resume": "let a paused guest go on",
+    "reset": "restart a guest",
+    "inspect": "how a running guest is put together, and what it does",
+    "balloon": "take memory from a running guest, and give it back",
+    "debug": "a running guest's registers and memory, and SysRq",
     "doctor": "can this host run guests, and what to do if not",
     "dtb": "the device tree for these options",
     "lab": "an emulated RISC-V KVM host, for machines that are not RISC-V",
     "version": "the version of pyvmm and what it runs on",
 }
+
+
+ALIASES = {"list": "ps"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,6 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0 if words else outcome.EXIT_USAGE
     if name in ("-V", "--version"):
         name = "version"
+    name = ALIASES.get(name, name)
     if name not in COMMANDS:
         say(f"there is no command {name!r}.{nearest(name, COMMANDS)} See pyvmm --help.")
         return outcome.EXIT_USAGE

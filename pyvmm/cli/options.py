@@ -38,7 +38,7 @@ MACHINE_OPTIONS = (
 
 CONFIG_OPTIONS = (
     Option("--config", key="config", metavar="FILE", group="Configuration", help="take options from there [pyvmm.toml, if it is here]"),
-    Option("--profile", key="profile", metavar="NAME", group="Configuration", help="and those of this profile in it"),
+    Option("--profile", key="profile", metavar="PROFILE", group="Configuration", help="and those of this profile in it"),
     Option("--no-config", key="no_config", group="Configuration", help="take none from pyvmm.toml"),
 )  # fmt: skip
 
@@ -50,6 +50,10 @@ DRY_RUN = Option(
     choices=("json",),
     group="Meta",
     help="show the machine, and start nothing",
+)
+
+NAME = Option(
+    "--name", key="name", metavar="NAME", group="Meta", help="what others call the guest by [vm1, vm2...]"
 )
 
 RUN_OPTIONS = (
@@ -64,10 +68,7 @@ RUN_OPTIONS = (
 #: Understood, wanted, not there yet: refused with a sentence rather than ignored.
 REFUSED = {
     **{name: f"{name} is not available yet: pyvmm has no flash device." for name in ("-F", "--flash")},
-    **{
-        name: f"{name} comes with the control of running guests in a later release."
-        for name in ("--name", "--gdb")
-    },
+    "--gdb": "--gdb is not available yet: look at the guest with pyvmm debug.",
     "--dtb": "--dtb is not available: pyvmm writes the device tree itself; look at it with pyvmm dtb.",
     "--tty": "--tty is not available yet: the console is on stdin and stdout.",
     "--hugetlbfs": "--hugetlbfs PATH is spelled --mem-backend hugetlbfs:PATH here.",

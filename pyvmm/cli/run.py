@@ -11,6 +11,7 @@ from pyvmm.cli.options import (
     CONFIG_OPTIONS,
     DRY_RUN,
     MACHINE_OPTIONS,
+    NAME,
     PREFIXES,
     REFUSED,
     RUN_OPTIONS,
@@ -24,6 +25,7 @@ from pyvmm.outcome import Outcome
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pyvmm.cli.traceout import TraceOutput
+    from pyvmm.control import Reach
     from pyvmm.machine import Machine
     from pyvmm.terminal import RawTerminal
 
@@ -37,6 +39,7 @@ COMMAND = Command(
         *MACHINE_OPTIONS,
         *RUN_OPTIONS,
         *CONFIG_OPTIONS,
+        NAME,
         DRY_RUN,
         Option(
             "--host",
@@ -63,6 +66,7 @@ def main(words: list[str]) -> int:
 
         return dry_run(values)
     where = values.pop("host", "auto")
+    name = checked_name(values.pop("name", None))
     verbose = bool(values.pop("verbose", False))
     quiet = bool(values.pop("quiet", False))
     if source is not None and not quiet:
@@ -71,12 +75,23 @@ def main(words: list[str]) -> int:
         _add_debian_guest(values, quiet)
     config = MachineConfig(**values)  # type: ignore[arg-type]  # checked field by field there
     if where == "local" or (where == "auto" and os.uname().machine == "riscv64"):
-        return _run_here(config, verbose=verbose, quiet=quiet)
+        return _run_here(config, name, verbose=verbose, quiet=quiet)
     from pyvmm.cli.in_lab import run_in_lab
 
     talk = {key: True for key, wanted in (("verbose", verbose), ("quiet", quiet)) if wanted}
+    if name is not None:
+        values["name"] = name
     words = COMMAND.words({**values, **talk, "host": "local", "no_config": True})
     return run_in_lab(["run", *words], config, str(where), quiet=quiet)
+
+
+def checked_name(name: object) -> str | None:
+    """The name that was asked for. Raises ConfigError for one that cannot be had anywhere."""
+    if name is None:
+        return None
+    from pyvmm.control.runfolder import check_name
+
+    return check_name(str(name))
 
 
 def _add_debian_guest(values: dict[str, object], quiet: bool) -> None:
@@ -92,19 +107,36 @@ def _add_debian_guest(values: dict[str, object], quiet: bool) -> None:
         values["initrd"] = str(guests.initrd(progress=show_progress))
 
 
-def _run_here(config: MachineConfig, *, verbose: bool, quiet: bool) -> int:
+def _run_here(config: MachineConfig, name: str | None, *, verbose: bool, quiet: bool) -> int:
     if not os.isatty(0):
-        return _run_machine(config, None, verbose=verbose, quiet=quiet)
+        return _run_named(config, name, None, verbose=verbose, quiet=quiet)
     from pyvmm.terminal import RawTerminal
 
     raw = RawTerminal(0)  # first: its guardian is a fork, cheap while there is nothing to copy
     try:
-        return _run_machine(config, raw, verbose=verbose, quiet=quiet)
+        return _run_named(config, name, raw, verbose=verbose, quiet=quiet)
     finally:
         raw.close()
 
 
-def _run_machine(config: MachineConfig, raw: RawTerminal | None, *, verbose: bool, quiet: bool) -> int:
+def _run_named(
+    config: MachineConfig, name: str | None, raw: RawTerminal | None, *, verbose: bool, quiet: bool
+) -> int:
+    from pyvmm.control import Reach
+    from pyvmm.control.runfolder import AGENT_SOCKET
+
+    reach = Reach(name)
+    try:
+        if config.agent:
+            config.serve_agent(reach.path(AGENT_SOCKET))
+        return _run_machine(config, reach, raw, verbose=verbose, quiet=quiet)
+    finally:
+        reach.close()
+
+
+def _run_machine(
+    config: MachineConfig, reach: Reach, raw: RawTerminal | None, *, verbose: bool, quiet: bool
+) -> int:
     from pyvmm.cli.traceout import TraceOutput
     from pyvmm.machine import Machine
 
@@ -116,16 +148,16 @@ def _run_machine(config: MachineConfig, raw: RawTerminal | None, *, verbose: boo
         trace.open()
         if not quiet:
             hint = " (Ctrl-A ? for help)" if raw else ""
-            say(f"{config.summary()}, irqchip {board.chip.name}{hint}")
+            say(f"{reach.name}: {config.summary()}, irqchip {board.chip.name}{hint}")
         if raw is None:
-            end = _run(machine)
+            end = _run(machine, reach)
         else:
             from pyvmm.cli.keys import Keys
 
             machine.on_input = Keys(machine).filter
             _follow_size(machine)
             with raw:
-                end = _run(machine)
+                end = _run(machine, reach)
                 machine.close()
     trace.close()
     return _report(end, machine, trace, quiet=quiet)
@@ -146,7 +178,7 @@ def _nowhere(_text: str) -> None:
     """Nobody wants to know."""
 
 
-def _run(machine: Machine) -> Outcome:
+def _run(machine: Machine, reach: Reach) -> Outcome:
     """Start the machine and wait for its end. A second signal, while it is being stopped, kills."""
 
     def on_signal(number: int, _frame: object) -> None:
@@ -159,6 +191,7 @@ def _run(machine: Machine) -> Outcome:
         signal.signal(number, on_signal)
     try:
         machine.start()
+        reach.open(machine)
         return machine.wait()
     finally:
         for number in numbers:

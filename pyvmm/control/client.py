@@ -45,6 +45,8 @@ class Control:
         self._numbers = 0
         self._received = bytearray()
         self._events: list[Answer] = []
+        #: Whether ``take_events`` has seen the end of the connection.
+        self.ended = False
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         deadline = self._deadline(patience)
         try:
@@ -144,6 +146,24 @@ class Control:
                 return
             if "event" in answer:
                 yield answer
+
+    def take_events(self) -> list[Answer]:
+        """The events that have come by now, without waiting: for those who wait for ``fileno``."""
+        self._socket.settimeout(0)
+        try:
+            while data := self._socket.recv(_READ_SIZE):
+                self._received += data
+            self.ended = True
+        except BlockingIOError:
+            pass
+        except ConnectionResetError:
+            self.ended = True
+        events, self._events = self._events, []
+        while b"\n" in self._received:
+            answer = self._next(None)
+            if "event" in answer:
+                events.append(answer)
+        return events
 
     def wait_closed(self, seconds: float) -> bool:
         """Wait for the server to end the connection, which it does when the guest has gone: did it?"""

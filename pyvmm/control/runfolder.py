@@ -18,6 +18,7 @@ from pyvmm.nearest import nearest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from types import TracebackType
 
 CONTROL_SOCKET = "control.sock"
@@ -162,7 +163,7 @@ def find(name: str | None = None) -> Found:
     return guests[pick(name, guests)]
 
 
-def pick(name: str | None, names: dict[str, Found]) -> str:
+def pick(name: str | None, names: Collection[str]) -> str:
     """The name among ``names`` that is meant by ``name``, or by none at all. Raises ConfigError."""
     if name is None:
         if not names:

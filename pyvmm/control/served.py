@@ -24,7 +24,7 @@ _MOST_UNREAD = 1 << 20
 class Served:
     """The machine, its name, and what is known of its end. Every method may be called from any thread.
 
-    ``on_event`` gets the machine's events with their times, on any thread, and must not wait.
+    ``on_event`` gets the machine's events, on any thread, and must not wait.
     """
 
     def __init__(self, machine: Machine, name: str, on_event: Callable[[Event], None]) -> None:
@@ -38,6 +38,10 @@ class Served:
         self._unread = 0
         self._unread_lock = threading.Lock()
         self._unsubscribe = machine.subscribe(self._happened)
+        if machine.state == "ended":  # before anybody could hear of it
+            end = machine.wait()
+            self._end = {"reason": end.reason, "exit_code": end.exit_code, "message": end.message}
+            self._over.set()
 
     def close(self) -> None:
         """Hear of no more events; nobody waits for the end any more."""
@@ -55,7 +59,6 @@ class Served:
         return over
 
     def _happened(self, event: Event) -> None:
-        event = {"time": round(time.monotonic() - self._clock, 6), **event}
         if event["event"] == "ended":
             self._end = {name: event.get(name) for name in ("reason", "exit_code", "message")}
             self._over.set()
@@ -89,7 +92,15 @@ class Served:
             if self._unread + len(data) > _MOST_UNREAD:
                 raise ConfigError("The guest has not yet read what was typed before.")
             self._unread += len(data)
-        self.machine.send_input(data, lambda: self._taken(len(data)))
+        self.send_input(data, lambda: self._taken(len(data)))
+
+    def send_input(self, data: bytes, taken: Callable[[], None]) -> None:
+        """As the machine's, also when that is being closed."""
+        if self.machine.state != "ended":
+            try:
+                self.machine.send_input(data, taken)
+            except OSError:
+                pass  # it ended just now
 
     def _taken(self, count: int) -> None:
         with self._unread_lock:

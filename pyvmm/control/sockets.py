@@ -59,7 +59,7 @@ class Listener:
     def _acceptable(self, _events: int) -> None:
         for _ in range(_ACCEPTED_PER_PASS):
             try:
-                fd, _ = self._socket._accept()
+                fd, _ = self._socket._accept()  # type: ignore[attr-defined]  # there, but not declared
             except (BlockingIOError, ConnectionAbortedError):
                 return
             except OSError:  # no descriptor is free: those who wait are there still when one is

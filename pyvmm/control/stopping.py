@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from pyvmm import outcome
 from pyvmm.errors import PyvmmError
 from pyvmm.outcome import Outcome
@@ -34,7 +36,7 @@ def stop(served: Served, grace: float) -> str:
         machine.resume()
     if _ask(machine.power_button) and served.wait(grace):
         return BY_POWER_KEY
-    asked = all(_ask(lambda key=key: machine.sysrq(key)) for key in "suo")
+    asked = all(_ask(partial(machine.sysrq, key)) for key in "suo")
     if asked and served.wait(min(grace, _SYSRQ_GRACE)):
         return BY_SYSRQ
     machine.end(Outcome(outcome.KILLED, "the guest did not power off when asked, and was ended by force"))

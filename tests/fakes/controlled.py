@@ -14,7 +14,7 @@ from fakes.threads import PATIENCE
 
 from pyvmm.config import MachineConfig
 from pyvmm.console.output import ConsoleWriter
-from pyvmm.errors import ConfigError
+from pyvmm.errors import MachineError
 from pyvmm.outcome import POWEROFF, Outcome
 
 
@@ -38,6 +38,7 @@ class FakeMachine:
         self.ended: Outcome | None = None
         self._subscribers: list[Any] = []
         self._balloon = 0
+        self._began = time.monotonic()
         self.writer = ConsoleWriter(lambda line: None, self._failed)
 
     def _failed(self, error: BaseException) -> None:
@@ -57,7 +58,7 @@ class FakeMachine:
 
     def happen(self, event: str, **facts: object) -> None:
         for callback in list(self._subscribers):
-            callback({"event": event, **facts})
+            callback({"event": event, "time": time.monotonic() - self._began, **facts})
 
     def end(self, end: Outcome) -> None:
         if self.ended is None:
@@ -91,7 +92,7 @@ class FakeMachine:
     def power_button(self) -> None:
         self.calls.append("power_button")
         if self.obeys == "no-power-key":
-            raise ConfigError("the guest has no power key")
+            raise MachineError("the guest has no power key")
         self._poweroff("power-key")
 
     def sysrq(self, key: str) -> None:
@@ -103,19 +104,19 @@ class FakeMachine:
         return {"irqchip": "aia", "slots": [{"base": 0x8000_0000, "size": 0x400_0000}], "exits": {"mmio": 7}}
 
     def balloon(self) -> dict[str, Any]:
-        return {"wanted": self._balloon, "actual": self._balloon}
+        return {"wanted": self._balloon, "actual": self._balloon, "statistics": {}}
 
     def set_balloon(self, size: int) -> None:
         self._balloon = size
 
     def registers(self, cpu: int) -> dict[str, int]:
         if cpu >= 2:
-            raise ConfigError(f"There is no CPU {cpu}: this guest has 2.")
+            raise MachineError(f"There is no CPU {cpu}: this guest has 2.")
         return {"pc": 0xFFFF_FFFF_8000_0000 + cpu, "ra": 1}
 
     def read_memory(self, address: int, length: int) -> bytes:
         if address < 0x8000_0000:
-            raise ConfigError(f"There is no memory at 0x{address:x}.")
+            raise MachineError(f"There is no memory at 0x{address:x}.")
         return bytes((address + number) & 0xFF for number in range(length))
 
     def resize(self, columns: int, rows: int) -> None:

@@ -2,6 +2,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,14 @@ from fakes.threads import PATIENCE, read
 
 TESTS = Path(__file__).resolve().parents[2]
 PATHS = os.pathsep.join((str(TESTS), str(TESTS.parent)))
+
+
+@pytest.fixture(autouse=True)
+def run_folder(monkeypatch):
+    """A folder of running guests of the test's own, with a short name: it holds sockets."""
+    with tempfile.TemporaryDirectory(prefix="pyvmm-", dir="/tmp") as folder:
+        monkeypatch.setenv("PYVMM_RUN_DIR", os.path.join(folder, "run"))
+        yield os.path.join(folder, "run")
 
 
 class Command:

@@ -52,7 +52,7 @@ def test_registers_are_shown_when_the_guest_cannot_go_on(pyvmm):
 def test_output_is_the_guests_and_the_words_are_pyvmms(pyvmm, image):
     code, out, err = pyvmm("hello").end()
     assert (code, out) == (0, b"hello\n")
-    assert err == f"pyvmm: {image}, 16M, 1 CPU, irqchip aia\npyvmm: the guest powered off\n"
+    assert err == f"pyvmm: vm1: {image}, 16M, 1 CPU, irqchip aia\npyvmm: the guest powered off\n"
 
 
 def test_quiet_says_nothing_of_a_good_end(pyvmm):

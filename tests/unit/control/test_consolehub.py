@@ -44,10 +44,10 @@ def test_guest_that_does_not_read_leaves_what_is_typed_with_its_sender(watch, ma
     machine.reads_input = False
     client = watch()
     typing = Background(lambda: client.send(b"x" * (4 << 20)))
+    eventually(lambda: machine.untaken)
     connect().ask("status")
     assert sum(map(len, machine.typed)) <= 64 << 10
     machine.reads_input = True
-    eventually(lambda: machine.untaken)
     machine.untaken.pop()()
     typing.result()
 

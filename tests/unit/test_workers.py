@@ -47,6 +47,31 @@ def test_jobs_that_block_run_side_by_side_up_to_the_limit(workers):
     assert names() == ["work-0", "work-1", "work-2"]
 
 
+def test_held_workers_finish_what_they_began_and_begin_nothing(workers):
+    begun, go, done, later = (threading.Event() for _ in range(4))
+    workers.submit(lambda: (begun.set(), happens(go), done.set()))
+    happens(begun)
+    workers.hold()
+    workers.hold()
+    workers.submit(later.set)
+    assert not workers.idle(0)
+    go.set()
+    assert workers.idle(PATIENCE)
+    assert done.is_set()
+    assert not later.is_set()
+    workers.release()
+    workers.release()
+    happens(later)
+
+
+def test_stop_finishes_what_was_held(workers):
+    later = threading.Event()
+    workers.hold()
+    workers.submit(later.set)
+    in_time(workers.stop)
+    assert later.is_set()
+
+
 def test_two_disks_that_hang_leave_threads_for_other_devices(errors):
     workers = WorkerThreads(errors.append)
     go, done = threading.Event(), threading.Event()

@@ -257,3 +257,45 @@ class TestOpen:
         with pytest.raises(ConfigError, match=r"cannot use .*file: Inappropriate ioctl"):
             open_vhost_net("--network tap", 2, str(path))
         assert len(os.listdir("/proc/self/fd")) == before
+
+
+class TestPause:
+    def test_kernel_leaves_the_rings_alone_and_goes_on_where_it_was(self, make):
+        rig = make()
+        for index in (RX, TX):
+            os.eventfd_read(rig.doorbells[index].fd)
+        rig.kernel.rings[TX].base = 9
+        rig.device.quiesce()
+        assert rig.backends() == [-1, -1]
+        rig.device.go_on()
+        assert rig.backends() == [rig.tap_fd()] * 2
+        assert rig.kernel.rings[TX].base == 9
+        assert os.eventfd_read(rig.doorbells[TX].fd)  # it looks for what the driver notified meanwhile
+
+    def test_link_that_changes_meanwhile_starts_nothing(self, make):
+        rig = make()
+        rig.device.quiesce()
+        rig.device.set_link(False)
+        rig.device.set_link(True)
+        assert rig.backends() == [-1, -1]
+        rig.device.go_on()
+        assert rig.backends() == [rig.tap_fd()] * 2
+
+    def test_card_whose_link_is_down_stays_down(self, make):
+        rig = make(link=False)
+        rig.device.quiesce()
+        rig.device.go_on()
+        assert rig.backends() == [-1, -1]
+
+    def test_card_without_a_driver_has_nothing_to_stop(self, make):
+        rig = make(started=False)
+        rig.device.quiesce()
+        rig.device.go_on()
+        assert rig.backends() == [-1, -1]
+
+    def test_reset_of_a_paused_card_leaves_the_kernel_out(self, make):
+        rig = make()
+        rig.device.quiesce()
+        rig.reset()
+        rig.start()
+        assert rig.backends() == [rig.tap_fd()] * 2

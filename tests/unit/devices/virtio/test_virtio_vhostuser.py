@@ -162,6 +162,46 @@ def test_queue_reset_takes_that_queue_back_and_leaves_the_other(make_rig):
     assert shout(rig, b"alive", 1) == b"ALIVE"
 
 
+def test_back_end_leaves_the_rings_alone_for_a_pause_and_loses_nothing(make_rig):
+    rig = make_rig()
+    rig.start()
+    for turn in range(3):
+        assert shout(rig, b"before") == b"BEFORE"
+        rig.device.rings.quiesce()
+        rig.drivers[1].add_chain([b"meanwhile"], [9])
+        os.eventfd_write(rig.doorbells[1].fd, 1)
+        before = rig.interrupts.queues.get(1, 0)
+        assert rig.drivers[1].collect() == []
+        rig.device.rings.go_on()
+        wait(rig, lambda before=before: rig.interrupts.queues.get(1, 0) > before)
+        assert [done.data for done in rig.drivers[1].collect()] == [b"MEANWHILE"], turn
+    assert rig.broken == ""
+
+
+def test_reset_while_paused_takes_no_ring_back_twice(make_rig):
+    rig = make_rig()
+    rig.start()
+    rig.device.rings.quiesce()
+    told = len(rig.backend.told)
+    rig.reset()
+    assert len(rig.backend.told) == told
+    for driver in rig.drivers:
+        driver.reset()
+    rig.start()
+    assert shout(rig, b"again") == b"AGAIN"
+
+
+@pytest.mark.parametrize("what", ["hang up", "wrong"])
+def test_back_end_that_is_lost_in_a_pause_makes_the_device_need_a_reset(make_rig, what):
+    rig = make_rig()
+    rig.start()
+    rig.backend.misbehave[11] = what
+    rig.device.rings.quiesce()
+    assert rig.backend.ended
+    rig.device.rings.go_on()
+    wait(rig, lambda: rig.broken)
+
+
 def test_back_end_that_ends_makes_the_device_need_a_reset(make_rig):
     rig = make_rig()
     rig.start()

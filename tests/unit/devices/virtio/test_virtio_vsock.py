@@ -112,6 +112,19 @@ def test_queue_taken_away_stops_both_and_both_run_when_it_is_back(rig, kernel):
     assert (kernel.rings[RX].base, kernel.rings[TX].base) == (12, 0)
 
 
+def test_paused_device_stops_both_and_goes_on_where_they_were(rig, kernel):
+    rig.device.quiesce()  # without a driver there is nothing to stop
+    rig.device.go_on()
+    rig.start()
+    kernel.rings[RX].base = 12
+    rig.device.quiesce()
+    assert not kernel.running
+    rig.device.go_on()
+    assert kernel.running
+    assert (kernel.rings[RX].base, kernel.rings[TX].base) == (12, 0)
+    assert os.eventfd_read(rig.doorbells[TX].fd)
+
+
 def test_kernel_that_refuses_breaks_the_session_only(rig, kernel):
     kernel.refuse[vsock.VSOCK_SET_RUNNING] = EINVAL
     rig.start()

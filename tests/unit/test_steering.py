@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can be asked of a running machine, on a fake KVM. Pausing has a file of its own."""
+
+import pytest
+from fakes.guests import LSR, idle
+from fakes.kernel import call, mmio_read, mmio_write
+from fakes.threads import in_time
+
+from pyvmm import layout
+from pyvmm.devices.virtio import bits
+from pyvmm.errors import MachineError
+from pyvmm.kvm import regs
+
+MAGIC, STATUS, FEATURES_SELECT, FEATURES = (layout.POWER_BASE + at for at in (0, 0x70, 0x24, 0x20))
+
+
+@pytest.fixture
+def idler(run):
+    """A started machine whose guest does ``script``, then nothing."""
+
+    def start(*script, **config):
+        it = run([*script, idle], **config)
+        it.start()
+        return it
+
+    return start
+
+
+def test_registers_are_those_of_the_cpu_by_name(idler):
+    it = idler(call(lambda vcpu: vcpu.registers.update({regs.csr("scause"): 13})))
+    found = in_time(it.machine.registers)
+    assert found["pc"] == layout.RAM_BASE + 0x20_0000
+    assert found["a0"] == 0
+    while found["scause"] != 13:
+        found = in_time(it.machine.registers)
+
+
+def test_cpu_that_is_not_there_is_one_sentence(idler):
+    it = idler(cpus=2)
+    with pytest.raises(MachineError, match="has no CPU 2: its CPUs are 0 to 1"):
+        it.machine.registers(2)
+
+
+def test_memory_is_read_and_what_is_none_is_one_sentence(idler):
+    it = idler()
+    assert it.machine.read_memory(layout.RAM_BASE + 0x20_0038, 4) == b"RSC\x05"
+    for address, length in ((0, 4), (layout.RAM_BASE + (16 << 20) - 1, 2), (2**64 - 1, 16)):
+        with pytest.raises(
+            MachineError, match="not all in the guest's memory, which is 0x80000000 to 0x80ffffff"
+        ):
+            it.machine.read_memory(address, length)
+
+
+def test_exits_and_accesses_are_counted(idler):
+    it = idler(mmio_read(LSR, 1), mmio_read(LSR, 1), mmio_read(layout.RTC_BASE, 4))
+    found = it.machine.inspect()
+    while found["exits"].get("mmio") != 3:
+        found = it.machine.inspect()
+    assert found["accesses"]["uart"] == 2
+    assert found["accesses"]["rtc"] == 1
+    assert found["state"] == "running"
+    assert found["uptime"] > 0
+
+
+def test_guest_without_a_balloon_says_so(idler):
+    it = idler()
+    with pytest.raises(MachineError, match=r"has no balloon; start it with --balloon\."):
+        it.machine.balloon()
+    with pytest.raises(MachineError, match="has no balloon"):
+        it.machine.set_balloon(0)
+
+
+def test_balloon_is_asked_for_and_shown(idler):
+    it = idler(balloon=True)
+    it.machine.set_balloon(1 << 20)
+    assert it.machine.balloon() == {"wanted": 1 << 20, "actual": 0, "statistics": {}}
+    with pytest.raises(MachineError, match=f"from 0 to {16 << 20} bytes"):
+        it.machine.set_balloon((16 << 20) + 4096)
+
+
+def test_guest_that_does_not_watch_its_power_key_says_so(idler):
+    it = idler()
+    with pytest.raises(MachineError, match="does not watch its power key"):
+        it.machine.power_button()
+
+
+def test_power_key_is_made_when_the_guest_looks_and_heard_once_it_has_a_driver(idler):
+    steps = (bits.ACKNOWLEDGE, bits.DRIVER, bits.FEATURES_OK, bits.DRIVER_OK)
+    status = [sum(steps[: count + 1]) for count in range(4)]
+    it = idler(
+        mmio_read(MAGIC, 4),
+        mmio_write(STATUS, 4, status[0]),
+        mmio_write(STATUS, 4, status[1]),
+        mmio_write(FEATURES_SELECT, 4, 1),
+        mmio_write(FEATURES, 4, 1 << (bits.F_VERSION_1 - 32)),
+        mmio_write(STATUS, 4, status[2]),
+        mmio_write(STATUS, 4, status[3]),
+        mmio_read(STATUS, 4),
+    )
+    answers = it.kernel.vm.vcpus[0].answers
+    while len(answers) < 2:
+        in_time(it.machine.registers)
+    assert answers == [0x7472_6976, 0xF]
+    it.machine.power_button()
+
+
+def test_sysrq_is_a_break_and_the_key(idler):
+    ier = mmio_write(layout.UART_BASE + 1, 1, 1)
+    it = idler(ier)
+    taken = []
+    board = it.machine._board
+    receive, board._uart.receive = board._uart.receive, lambda data: (taken.append(data), receive(data))[1]
+    send_break = board._uart.send_break
+    board._uart.send_break = lambda: (taken.append("break"), send_break())[1]
+    it.machine.sysrq("b")
+    while b"b" not in taken:
+        in_time(it.machine.registers)
+    assert taken.index("break") < taken.index(b"b")
+
+
+def test_sysrq_needs_a_console_with_a_break(idler):
+    it = idler(console="none")
+    with pytest.raises(MachineError, match="--console virtio or serial"):
+        it.machine.sysrq("b")

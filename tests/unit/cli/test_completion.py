@@ -4,6 +4,7 @@
 import os
 import shutil
 import subprocess
+import tempfile
 
 import pytest
 
@@ -87,13 +88,16 @@ def guest_commands():
     return [name for name, one in tables.commands().items() if tables.positional_kind(one) == tables.GUEST]
 
 
-def test_running_guests_complete(complete, tmp_path, monkeypatch):
-    assert "stop" in guest_commands()
-    for variable, other in (("PYVMM_RUN_DIR", "XDG_RUNTIME_DIR"), ("XDG_RUNTIME_DIR", "PYVMM_RUN_DIR")):
-        folder = tmp_path / variable
-        folder.mkdir()
-        monkeypatch.setenv(variable, str(folder))
-        monkeypatch.delenv(other, raising=False)
+def test_commands_for_guests_take_their_names():
+    assert {"attach", "debug", "inspect", "pause", "stop"} <= set(guest_commands())
+
+
+@pytest.mark.parametrize("variable", ["PYVMM_RUN_DIR", "XDG_RUNTIME_DIR"])
+def test_running_guests_complete(complete, monkeypatch, variable):
+    for name in ("PYVMM_RUN_DIR", "XDG_RUNTIME_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    with tempfile.TemporaryDirectory() as folder:  # a short path, for sockets
+        monkeypatch.setenv(variable, folder)
         held = [runfolder.claim(name) for name in ("alpha", "beta")]
         assert complete("pyvmm", "stop", "") == ["alpha", "beta"]
         assert complete("pyvmm", "stop", "b") == ["beta"]

@@ -27,6 +27,8 @@ COMMANDS = {
     "doctor": "can this host run guests, and what to do if not",
     "dtb": "the device tree for these options",
     "lab": "an emulated RISC-V KVM host, for machines that are not RISC-V",
+    "completion": "completion for bash, zsh or fish",
+    "man": "the manual page",
     "version": "the version of pyvmm and what it runs on",
 }
 
@@ -97,6 +99,6 @@ def _open_standard_streams() -> None:
 
 def _help() -> str:
     lines = ["usage: pyvmm COMMAND [options]", "", "Run RISC-V guests on KVM.", ""]
-    lines += [f"  {name:<10}{summary}" for name, summary in COMMANDS.items()]
+    lines += [f"  {name:<12}{summary}" for name, summary in COMMANDS.items()]
     lines += ["", "pyvmm COMMAND --help says more."]
     return "\n".join(lines) + "\n"

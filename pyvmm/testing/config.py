@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 
 from pyvmm.cli.options import MACHINE_OPTIONS, PREFIXES, RUN_OPTIONS
 from pyvmm.cli.parser import Option
+from pyvmm.cli.run import COMMAND
 from pyvmm.errors import ConfigError
 from pyvmm.nearest import nearest
 
@@ -15,12 +15,11 @@ _OPTIONS = (*MACHINE_OPTIONS, *RUN_OPTIONS)
 _BY_KEY: dict[str, Option] = {option.key: option for option in _OPTIONS}
 # Every spelling of an option is a noun as well: append= for params=, disk= for disks=.
 _KEYS = {name.lstrip("-").replace("-", "_"): o.key for o in _OPTIONS for name in o.names if name[:2] == "--"}
-_FAMILIES = {key: prefix for prefix, key in PREFIXES.items()}
+_FAMILIES = frozenset(PREFIXES.values())
 _KEYS.update((key, key) for key in (*_BY_KEY, *_FAMILIES))
 # What the plugin itself decides.
 _RESERVED = {
-    "config", "dry_run", "dump_dtb", "events", "json", "log", "name", "profile", "quiet", "trace_out",
-    "verbose",
+    "dump_dtb", "log", "trace", "trace_out",
 }  # fmt: skip
 NOUNS = frozenset(_KEYS) - _RESERVED
 
@@ -59,7 +58,8 @@ class GuestConfig:
 
     def words(self) -> list[str]:
         """The words of ``pyvmm run`` that ask for this guest."""
-        return [word for key, value in self._values.items() for word in _words(key, value)]
+        given = {key: value for key, value in self._values.items() if value is not False}
+        return COMMAND.words({key: _plain(key, value) for key, value in given.items()})
 
 
 def check_noun(noun: str) -> None:
@@ -77,23 +77,13 @@ def from_markers(base: GuestConfig, markers: Iterable[Mapping[str, object]]) -> 
     return base
 
 
-def _words(key: str, value: object) -> list[str]:
+def _plain(key: str, value: object) -> object:
+    """``value`` as the parser of the command line would have stored it."""
+    items = list(value) if isinstance(value, (list, tuple)) else [value]
     if key in _FAMILIES:
-        return [f"{_FAMILIES[key]}{name}" for name in _items(value)]
+        return [str(item) for item in items]
     option = _BY_KEY[key]
-    name = next(name for name in option.names if name.startswith("--"))
+    texts = [option.value if item is True else str(item) for item in items]
     if option.many:
-        return [word for item in _items(value) for word in _one(option, name, item)]
-    return _one(option, name, value)
-
-
-def _items(value: object) -> list[object]:
-    return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def _one(option: Option, name: str, value: object) -> list[str]:
-    if option.metavar is None and (value is True or value == "" or value is False):
-        return [name] if value is not False else []
-    if isinstance(value, (list, tuple)):
-        value = ",".join(str(item) for item in value)
-    return [f"{name}={os.fspath(value) if isinstance(value, os.PathLike) else value}"]
+        return texts
+    return texts[0] if len(texts) == 1 else ",".join(map(str, texts))

@@ -93,6 +93,12 @@ class Console(SpawnBase):  # type: ignore[misc]  # pexpect has no types
         self._bound()
         return text
 
+    def forget(self) -> None:
+        """What was printed so far is not to be expected any more."""
+        self._guest.log.forget_pending()
+        self._buffer = self.buffer_type()
+        self._before = self.buffer_type()
+
     def _bound(self) -> None:
         """Under a flood, keep only the end of what came before a match."""
         if self._before.tell() > _BEFORE_LIMIT:

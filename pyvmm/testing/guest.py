@@ -4,13 +4,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pyvmm.errors import ConfigError
 from pyvmm.guest import client
 from pyvmm.guest.protocol import GuestGone
 from pyvmm.guest.protocol import GuestTimeout as NoAnswer
@@ -52,6 +50,7 @@ class GuestChannel:
         limit = self._vm.limit(timeout)
         with self._awaiting("the guest's agent", limit):
             self._connected().wait_ready(limit)
+            self._vm.is_ready()
 
     def run(
         self,
@@ -139,12 +138,7 @@ class GuestChannel:
 
     def _connected(self) -> client.Guest:
         if self._client is None:
-            if self._vm.state == "made":
-                raise GuestExited("the guest was not started: call vm.start(), or use the fixture vm_booted")
-            path = self._vm.socket_path("agent")
-            if not os.path.exists(path):
-                raise ConfigError("this guest has no agent, so it takes neither commands nor files")
-            self._client = client.Guest.connect(path)
+            self._client = client.Guest.connect(self._vm.agent_path())
             if self._vm.lost:  # it went before there was anybody to interrupt
                 self.interrupt()
         return self._client

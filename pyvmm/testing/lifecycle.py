@@ -60,7 +60,7 @@ def vm_of(request: pytest.FixtureRequest) -> Vm:
     names = request.fixturenames
     if "vm_module" in names:
         vm: Vm = request.getfixturevalue("vm_module")
-        vm.log.forget_pending()
+        vm.forget_output()
         return vm
     if "vm" in names and "vm_booted" not in names:
         vm = request.getfixturevalue("vm")

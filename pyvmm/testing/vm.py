@@ -108,6 +108,7 @@ class Vm:
         self._ended_event: dict[str, Any] = {}
         self._leases: list[Lease] = []
         self._started_at = 0.0
+        self._has_agent = False
         self._closed = False
 
     def __repr__(self) -> str:
@@ -165,6 +166,8 @@ class Vm:
 
         Raises ConfigError with pyvmm's own sentence when it refuses, KvmUnavailable, GuestTimeout.
         """
+        if self._process is not None:
+            raise ConfigError(f"the guest {self.name} was started already")
         config = self._with_leases()
         words = self._words(config)
         artifacts.write_config(self.folder, config, words, self.frame.place.name)
@@ -184,8 +187,18 @@ class Vm:
     def wait_ready(self, timeout: float | None = None) -> None:
         """Wait until the agent in the guest answers. Raises GuestPanic, GuestExited, GuestTimeout."""
         self.guest.wait_ready(timeout)
+
+    def is_ready(self) -> None:
+        """The agent has answered."""
         if self.boot_seconds is None:
             self.boot_seconds = time.monotonic() - self._started_at
+
+    def forget_output(self) -> None:
+        """What the console has shown so far is not to be expected any more."""
+        if self._console is None:
+            self.log.forget_pending()
+        else:
+            self._console.forget()
 
     def wait(self, timeout: float | None = None) -> End:
         """Wait for the end of the guest. Raises GuestTimeout, and GuestPanic when it was not to panic."""
@@ -271,9 +284,13 @@ class Vm:
         kind = GuestHang if end.reason == outcome.HUNG else GuestExited
         return kind(f"the guest ended: {end.message}", **about)  # type: ignore[arg-type]
 
-    def socket_path(self, kind: str) -> str:
-        """The path of one of its sockets: ``control`` or ``agent``."""
-        return self._path(kind)
+    def agent_path(self) -> str:
+        """The path of its agent's socket. Raises GuestExited, and ConfigError when it has none."""
+        if self._process is None:
+            raise GuestExited("the guest was not started: call vm.start(), or use the fixture vm_booted")
+        if not self._has_agent:
+            raise ConfigError("this guest has no agent, so it takes neither commands nor files")
+        return self._path("agent")
 
     def close(self) -> None:
         """End it at once, and give everything back. Idempotent; never raises for what the guest did."""
@@ -312,8 +329,10 @@ class Vm:
         pump.join()
 
     def _words(self, config: GuestConfig) -> list[str]:
-        words = ["run", "--host=local", f"--name={self.name}", *config.words()]
-        if config.agent is None and config.firmware is None and "rdinit=" not in str(config.params):
+        words = ["run", "--no-config", "--host=local", f"--name={self.name}", *config.words()]
+        possible = config.firmware is None and "rdinit=" not in str(config.params)
+        self._has_agent = bool(config.agent) if config.agent is not None else possible
+        if config.agent is None and possible:
             words.append("--agent")
         if config.on_reboot is None:
             words.append("--on-reboot=exit")

@@ -79,10 +79,10 @@ class Fake:
         self._note("begin")
         with open(self.options["dump-dtb"], "wb") as file:
             file.write(b"\xd0\x0d\xfe\xed")
-        self._listen("control", self._converse)
         if "agent" in self.options:
             os.mkdir(f"{self.folder}/root")
             self._listen("agent", lambda fd: FakeAgent(fd, f"{self.folder}/root").serve())
+        self._listen("control", self._converse)
         threading.Thread(target=self._play, daemon=True).start()
         self.over.wait()
         reason, code, why = self.end

@@ -36,7 +36,7 @@ def test_replacing_changes_forgets_and_leaves_the_first_alone():
 
 @pytest.mark.parametrize(
     ("noun", "sentence"),
-    [("memmory", "Did you mean memory|Did you mean mem"), ("name", "own business"), ("trace_out", "own")],
+    [("memmory", "Did you mean memory|Did you mean mem"), ("log", "own business"), ("trace_out", "own")],
 )
 def test_what_is_no_noun_is_refused(noun, sentence):
     with pytest.raises(ConfigError, match=sentence):

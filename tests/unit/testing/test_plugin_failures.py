@@ -151,7 +151,7 @@ def test_time_limit_of_a_test_holds_for_all_its_waits(suite):
         @pytest.mark.parametrize("wait", [
             lambda vm: vm.console.expect("never"),
             lambda vm: vm.wait(),
-            lambda vm: vm.guest.run("sleep 60"),
+            lambda vm: vm.guest.run("tail --pid=$PPID -f /dev/null"),
             lambda vm: vm.guest.wait_for("false"),
         ])
         def test_it(vm, wait):
@@ -246,7 +246,7 @@ def test_host_without_kvm_fails_once_when_it_is_required(suite, monkeypatch):
     ],
 )
 def test_misspelt_marker_is_an_error_of_the_collection(suite, marker, sentence):
-    result = suite.run(f"import pytest\n@pytest.mark.{marker}\ndef test_it(): pass")
+    result = suite.run(f"import pytest\n@pytest.mark.{marker}\ndef test_it(): pass", process=True)
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines([sentence])
 
@@ -293,13 +293,34 @@ def test_guest_that_was_not_started_takes_no_commands(suite):
     result.stdout.fnmatch_lines(["*GuestExited: the guest was not started: call vm.start(), *"])
 
 
+def test_guest_without_an_agent_takes_no_commands(suite):
+    result = suite.run(
+        """
+        import pytest
+
+        @pytest.mark.vmm(agent=False)
+        def test_it(vm, guest):
+            vm.start()
+            guest.run("true")
+        """
+    )
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*ConfigError: this guest has no agent, *"])
+
+
+def test_guest_is_started_once(suite):
+    result = suite.run("def test_it(vm_booted): vm_booted.start()")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*ConfigError: the guest test-*-1 was started already"])
+
+
 def test_panic_ends_a_command_at_once(suite):
     result = suite.run(
         """
         def test_it(vm_booted, console, guest):
             guest.check("true")
             console.sendline("panic")
-            guest.run("sleep 600", timeout=600)
+            guest.run("tail --pid=$PPID -f /dev/null", timeout=600)
         """
     )
     result.assert_outcomes(failed=1)
@@ -308,7 +329,7 @@ def test_panic_ends_a_command_at_once(suite):
 
 def test_console_without_pexpect_says_what_to_install(suite):
     (suite.path / "pexpect.py").write_text("raise ImportError")
-    result = suite.run("def test_it(console): pass")
+    result = suite.run("def test_it(console): pass", process=True)
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*needs pexpect: install it with pip install 'pyvmm-riscv[[]test[]]'."])
 

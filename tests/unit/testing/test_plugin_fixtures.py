@@ -105,9 +105,14 @@ def test_module_shares_one_boot(suite):
             console.sendline("echo one")
             console.expect("one")
             console.sendline("echo mine")
+            while b"mine" not in console.log:
+                pass
 
         def test_two(vm_module, guest, console):
             assert guest.check("echo two").stdout == "two\\n"
+            console.sendline("echo yours")
+            console.expect("yours")
+            assert "mine" not in console.before
         """
     )
     result.assert_outcomes(passed=2)

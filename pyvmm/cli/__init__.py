@@ -14,6 +14,7 @@ from pyvmm.nearest import nearest
 
 COMMANDS = {
     "run": "boot a guest, with its console on this terminal",
+    "exec": "boot a guest, run a command in it, exit with its status",
     "ps": "the guests that run",
     "attach": "the console of a running guest",
     "stop": "end a guest, gently if it lets us",

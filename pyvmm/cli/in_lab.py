@@ -12,10 +12,12 @@ from pyvmm.config import MachineConfig
 DEFAULT_FLAVOUR = "aia"
 
 
-def run_in_lab(words: list[str], config: MachineConfig, where: str, *, quiet: bool) -> int:
+def run_in_lab(
+    words: list[str], config: MachineConfig, where: str, *, quiet: bool, tty: bool | None = None
+) -> int:
     """``pyvmm`` with these words, which say all that ``config`` does, in a lab host; its exit code.
 
-    What the user got wrong is found here, before a host is started for it.
+    What the user got wrong is found here, before a host is started for it. ``tty`` is Lab.run's.
     """
     flavour = where.partition(":")[2] or DEFAULT_FLAVOUR
     preview.check(config)
@@ -23,7 +25,8 @@ def run_in_lab(words: list[str], config: MachineConfig, where: str, *, quiet: bo
 
     if not quiet:
         say(f"no RISC-V KVM on this {os.uname().machine} machine: running in the lab (flavour {flavour})")
-    return Lab(flavour).run(["python3", "-m", "pyvmm", *words], progress=no_progress if quiet else progress)
+    command = ["python3", "-m", "pyvmm", *words]
+    return Lab(flavour).run(command, tty=tty, progress=no_progress if quiet else progress)
 
 
 def progress(text: str) -> None:

@@ -54,6 +54,7 @@ int guest_proc(void)
 
 void place_begin(void)
 {
+    sys(SYS_prctl, PR_SET_NAME, "pyvmm-agent");
     write_file(proc, "self/oom_score_adj", "-1000");
 }
 
@@ -118,7 +119,12 @@ int place_port(void)
 static int root_is_new(void)
 {
     uint32_t now[2];
-    return root_device("1/root", proc, now) && (now[0] != first_root[0] || now[1] != first_root[1]);
+    char name[32];
+    if (!root_device("1/root", proc, now) || (now[0] == first_root[0] && now[1] == first_root[1]))
+        return 0;
+    // Not while process 1 is on its way from there to what it will be.
+    return read_file(proc, "1/comm", name, sizeof name) >= 0 && !same(name, "switch_root") &&
+           !same(name, "pyvmm-agent");
 }
 
 long place_enter(int new_root)

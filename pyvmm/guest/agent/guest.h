@@ -3,6 +3,9 @@
 #pragma once
 #include "base.h"
 
+// What process 1 is called once it is a minimal init, and has mounted what commands expect.
+#define INIT_NAME "pyvmm-init"
+
 // Called once, before the root changes.
 void guest_begin(void);
 // A directory descriptor of a proc of our own.

@@ -2,8 +2,8 @@
 // The guest's first process (rdinit=/pyvmm-agent): starts the agent, and gives way to the guest's own init.
 //
 // With an initramfs that has an /init, that is it. Without one, root= on the kernel's command line is mounted
-// here, and its init= run; init=/pyvmm-agent, or a second start from an initramfs that mounted the root itself, is
-// a minimal init, which only reaps. With neither, so is this.
+// here, and its init= run. init=/pyvmm-agent asks for this program instead of another init: it mounts what every
+// program expects, and only reaps from then on. An initramfs that mounts the root itself starts it again, there.
 #include "guest.h"
 #include "protocol.h"
 
@@ -140,21 +140,28 @@ static void switch_root(void)
     sys(SYS_mount, "dev", "/dev", "devtmpfs", 0, 0);
 }
 
-static void mount_at(const char *type, const char *directory)
+static void mount_at(const char *type, const char *directory, const char *options)
 {
     sys(SYS_mkdirat, AT_FDCWD, directory, 0755);
-    sys(SYS_mount, type, directory, type, 0, same(directory, "/tmp") ? "mode=1777" : 0);
+    sys(SYS_mount, type, directory, type, 0, options);
 }
 
-// What every program may expect; what is there already is not mounted twice by the kernel, or does no harm.
-_Noreturn static void minimal_init(void)
+// What every program may expect. `moved`: most of it came along from the initramfs.
+static void mount_usual(int moved)
 {
-    mount_at("proc", "/proc");
-    mount_at("sysfs", "/sys");
-    mount_at("devtmpfs", "/dev");
-    mount_at("devpts", "/dev/pts");
-    mount_at("tmpfs", "/run");
-    mount_at("tmpfs", "/tmp");
+    if (!moved) {
+        mount_at("proc", "/proc", 0);
+        mount_at("sysfs", "/sys", 0);
+        mount_at("devtmpfs", "/dev", 0);
+        mount_at("devpts", "/dev/pts", "mode=620,ptmxmode=666");
+    }
+    mount_at("tmpfs", "/run", "mode=755");
+    mount_at("tmpfs", "/tmp", "mode=1777");
+    sys(SYS_prctl, PR_SET_NAME, INIT_NAME); // that is done
+}
+
+_Noreturn static void reap_forever(void)
+{
     for (;;)
         if (sys(SYS_wait4, -1, 0, 0, 0) < 0)
             pause_ms(100); // no child, for now
@@ -181,13 +188,16 @@ _Noreturn void run(int argc, char **argv, char **envp)
         argv[0][0] = '@'; // systemd spares such processes when it changes the root
     if (sys(SYS_getpid) != 1)
         serve();
-    if (second)
-        minimal_init();
-    if (!sys(SYS_faccessat, AT_FDCWD, "/init", 0 /* F_OK */)) {
+    if (second) {
+        mount_usual(1);
+        reap_forever();
+    }
+    read_command_line();
+    int minimal = init && same(init, SELF);
+    if ((root || !minimal) && !sys(SYS_faccessat, AT_FDCWD, "/init", 0 /* F_OK */)) {
         start_agent();
         become("/init", argv, envp);
     }
-    read_command_line();
     if (root) {
         long error = mount_root();
         if (error < 0) {
@@ -196,8 +206,11 @@ _Noreturn void run(int argc, char **argv, char **envp)
         }
         switch_root();
     }
+    if (!root || minimal) {
+        mount_usual(0);
+        start_agent();
+        reap_forever();
+    }
     start_agent();
-    if (!root || (init && same(init, SELF)))
-        minimal_init();
     become(init ? init : "/sbin/init", argv, envp);
 }

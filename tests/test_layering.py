@@ -91,6 +91,7 @@ HEAVY = {
 # What `pyvmm run` loads with a disk and a network, whatever the host and the kernel.
 RUN_PATH = (
     "pyvmm.cli.run",
+    "pyvmm.control",
     "pyvmm.devices.pci.host",
     "pyvmm.devices.plic",
     "pyvmm.devices.virtio.blk",

@@ -28,6 +28,8 @@ IDLE = 600
 """Seconds without a session after which the connection ends."""
 UNCONNECTED = 60
 """Seconds without a connection after which the host powers off."""
+RUN_DIR = "/run/pyvmm"
+"""Where guests in the lab have their sockets: in its own memory, since /tmp there is the machine's."""
 _PASSED_ON = (
     "HOME",
     "USER",
@@ -250,6 +252,7 @@ class Lab:
             packages.append(sync.pack(distributions, with_pyvmm=False))
         passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
         passed.update({name: value for name, value in os.environ.items() if name.startswith("PYVMM_")})
+        passed["PYVMM_RUN_DIR"] = RUN_DIR
         passed["LANG"] = "C.UTF-8"
         passed["PYTHONPATH"] = ":".join(f"/run/lab/python/{name}" for _, name in packages)
         passed.update(environment or {})

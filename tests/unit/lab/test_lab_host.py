@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+
+from pyvmm.lab import host, sync
+
+
+@pytest.fixture
+def lab(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setattr(sync, "pack", lambda names, with_pyvmm: ("/tar", "name"))
+    return host.Lab("aia")
+
+
+def test_guests_in_the_lab_have_their_sockets_there_whatever_the_machine_says(lab, monkeypatch):
+    """A folder of the machine's is reached by 9P there, which carries neither sockets nor locks."""
+    monkeypatch.setenv("PYVMM_RUN_DIR", "/home/me/guests")
+    monkeypatch.setenv("PYVMM_OTHER", "passed on")
+    command = lab._command(["true"], "/", None, ())
+    assert "export PYVMM_RUN_DIR=/run/pyvmm;" in command
+    assert "export PYVMM_OTHER='passed on';" in command

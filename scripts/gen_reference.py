@@ -158,13 +158,22 @@ def library() -> str:
             lines += [f"Derived from {bases}.", ""]
             continue
         lines += ["```python", signature(name, value.__init__), "```", ""]
-        for member, found in vars(value).items():
-            if member.startswith("_") or not (inspect.isfunction(found) or isinstance(found, property)):
-                continue
-            function = found.fget if isinstance(found, property) else found
+        for member, found in members(value).items():
+            function = found.fget if isinstance(found, property) else getattr(found, "__func__", found)
             shown = member if isinstance(found, property) else signature(member, function)
             lines += [f"### `{shown}`", "", *docstring(function), ""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def members(value: type) -> dict[str, object]:
+    """Its public methods and properties, its own before those of its bases."""
+    found: dict[str, object] = {}
+    for owner in value.__mro__[:-1]:
+        for name, member in vars(owner).items():
+            is_ours = inspect.isfunction(member) or isinstance(member, (property, classmethod))
+            if is_ours and not name.startswith("_"):
+                found.setdefault(name, member)
+    return found
 
 
 def signature(name: str, function: object) -> str:
@@ -172,13 +181,14 @@ def signature(name: str, function: object) -> str:
     found = inspect.signature(function)  # type: ignore[arg-type]
     words = []
     for one in found.parameters.values():
-        if one.name == "self":
+        if one.name in ("self", "cls"):
             continue
         if one.kind is one.KEYWORD_ONLY and "*" not in words:
             words.append("*")
         default = one.default
         given = "" if default is one.empty else f" = {'...' if callable(default) else repr(default)}"
-        words.append(f"{one.name}: {one.annotation}{given}")
+        stars = "**" if one.kind is one.VAR_KEYWORD else ""
+        words.append(f"{stars}{one.name}: {one.annotation}{given}")
     result = "" if found.return_annotation in ("None", found.empty) else f" -> {found.return_annotation}"
     text = f"{name}({', '.join(words)}){result}"
     return text if len(text) < 100 else f"{name}(\n    " + ",\n    ".join(words) + f",\n){result}"

@@ -69,8 +69,8 @@ class Option:
         return f"{names} {value}" if value else names
 
     def words(self, value: object) -> list[str]:
-        """The command line that stores ``value``."""
-        values = value if isinstance(value, list) else [value]
+        """The command line that stores ``value``: none for a flag that is off."""
+        values = value if isinstance(value, list) else [] if value is False else [value]
         return [self.long if one == self.value else f"{self.long}={one}" for one in values]
 
     def store(self, values: dict[str, object], spelling: str, text: str | None) -> None:

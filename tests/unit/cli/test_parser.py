@@ -75,6 +75,10 @@ def test_parse_stops_at_a_request_for_help(word):
         COMMAND.parse(["-q", word, "--nonsense"])
 
 
+def test_words_leave_out_a_flag_that_is_off():
+    assert COMMAND.words({"quiet": False, "mem": "5"}) == ["--mem=5"]
+
+
 def test_help_lists_every_option_with_its_value():
     text = COMMAND.help()
     assert text.startswith("usage: pyvmm run [options] [KERNEL] -- COMMAND...\n\nRun it.\n")

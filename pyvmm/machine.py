@@ -12,18 +12,16 @@ but steering waits for another thread while it holds a lock.
 
 from __future__ import annotations
 
-import os
-import select
-from errno import EIO, EPIPE
 from functools import partial
 from queue import Empty, SimpleQueue
 
-from pyvmm import hostfile, outcome
+from pyvmm import outcome
 from pyvmm.board import Board
 from pyvmm.console.input import ConsoleInput
 from pyvmm.console.output import ConsoleWriter
+from pyvmm.console.outputends import OutputEnds
 from pyvmm.console.panic import PanicWatch
-from pyvmm.errors import HostError, MachineError
+from pyvmm.errors import MachineError
 from pyvmm.outcome import Outcome
 from pyvmm.steering import Steering
 from pyvmm.trace import Trace
@@ -96,11 +94,15 @@ class Machine(Steering):
         self._ends: SimpleQueue[None] = SimpleQueue()
         self._end_told = False
         self._panic = PanicWatch()
-        self._log_fd: int | None = None
-        self._output_fd = output_fd
         self._writer = ConsoleWriter(self._on_line, self._fail)
-        if output_fd is not None:
-            self._writer.add_output(output_fd, self._on_output_failed)
+        self._output = OutputEnds(
+            self._writer,
+            output_fd,
+            config.log,
+            on_gone=self._output_closed,
+            on_error=self._fail,
+            warn=warn,
+        )
         self._input = ConsoleInput(self._loop, input_fd, self._filter_input)
         self._size: tuple[int, int] | None = None
 
@@ -119,7 +121,8 @@ class Machine(Steering):
         """
         if self._board is None:
             self._board = self._make_board()
-            self._open_log()
+            # Last, so that a machine that cannot be built does not empty the log of one that could.
+            self._output.open_log()
         return self._board
 
     def _make_board(self) -> Board:
@@ -131,17 +134,11 @@ class Machine(Steering):
         board.connect(self._input, partial(self._guest_ended, board), self._fail)
         return board
 
-    def _open_log(self) -> None:
-        """Last, so that a machine that cannot be built does not empty the log of one that could."""
-        if self.config.log is not None:
-            self._log_fd = hostfile.create("The log", self.config.log)
-            self._writer.add_output(self._log_fd, self._on_log_failed)
-
     def start(self) -> None:
         """Run the guest; prepares it first when that was not done. Raises what ``prepare`` raises."""
         board = self.prepare()
         self._input.start()
-        self._loop.call_soon(self._watch_output)
+        self._loop.call_soon(partial(self._output.watch, self._loop))
         if self.config.timeout is not None:
             limit = Outcome(outcome.TIMEOUT, f"the guest did not end within {self.config.timeout:g} s")
             self._loop.call_later(self.config.timeout, lambda: self.end(limit))
@@ -206,11 +203,9 @@ class Machine(Steering):
         """Write out what the guest printed; when it was ended by force, the reader has some seconds."""
         reason = self.wait().reason
         if reason in _NATURAL_ENDS:
-            done = self._writer.close()
+            self._output.close(None)
         else:
-            done = self._writer.close(patience=0 if reason == outcome.OUTPUT_CLOSED else _PATIENCE)
-        if self._log_fd is not None and done:
-            os.close(self._log_fd)
+            self._output.close(0 if reason == outcome.OUTPUT_CLOSED else _PATIENCE)
 
     def resize(self, columns: int, rows: int) -> None:
         """The console's terminal has this size now. From any thread and from signal handlers."""
@@ -312,35 +307,8 @@ class Machine(Steering):
         if self._panic.ended and self.config.on_panic == "exit":
             self.end(Outcome(outcome.PANIC, f"the guest panicked: {self._panic.message}"))
 
-    def _on_log_failed(self, error: OSError) -> None:
-        self._warn(f"the log {self.config.log} ends here: {error.strerror}")
-
-    def _on_output_failed(self, error: OSError) -> None:
-        if error.errno in (EPIPE, EIO):
-            self._output_closed()
-        else:
-            self._fail(
-                HostError(f"The console's output cannot be written: {error.strerror}.", error.errno or 0)
-            )
-
     def _output_closed(self) -> None:
         self.end(Outcome(outcome.OUTPUT_CLOSED, "whoever read the console's output has gone"))
-
-    def _watch_output(self) -> None:
-        """Notice at once when a pipe on the output loses its reader, not only at the next byte.
-
-        On the loop's thread, after the input has been watched: they may be one descriptor.
-        """
-        if self._output_fd is None:
-            return
-        try:
-            self._loop.watch(self._output_fd, self._output_event, 0)
-        except (PermissionError, FileExistsError):
-            pass  # a file has no reader; a descriptor that is also the input is watched there
-
-    def _output_event(self, events: int) -> None:
-        if events & (select.EPOLLERR | select.EPOLLHUP):
-            self._output_closed()
 
     def _check_later(self, number: int) -> None:
         interval = _HANG_CHECKS[min(number, len(_HANG_CHECKS) - 1)]

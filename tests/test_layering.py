@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "terminal": set(),
     "eventloop": {"threads"},
     "workers": {"threads"},
-    "console": {"threads", "eventloop"},
+    "console": {"errors", "eventloop", "hostfile", "threads"},
     "fdt": set(),
     "isa": {"errors", "nearest"},
     "devicetree": {"fdt", "isa"},
@@ -74,7 +74,7 @@ MAY_IMPORT = {
         "pausing", "threads", "workers",
     },
     "machine": {
-        "board", "config", "console", "errors", "hostfile", "kvm", "outcome", "steering", "trace",
+        "board", "config", "console", "errors", "kvm", "outcome", "steering", "trace",
     },
     "control": {"errors", "eventloop", "machine", "nearest", "outcome", "threads"},
     "lab": {"cpio", "errors"},
@@ -85,7 +85,7 @@ TOP = {"cli", "pytest_plugin", "testing", "__init__", "__main__"}
 # Slow to import on an emulated RISC-V host, where a second of start-up is all there is.
 HEAVY = {
     "argparse", "asyncio", "dataclasses", "inspect", "json", "logging", "pathlib", "random", "shutil",
-    "subprocess", "tempfile", "typing",
+    "subprocess", "tempfile", "tomllib", "typing",
 }  # fmt: skip
 
 # What `pyvmm run` loads with a disk and a network, whatever the host and the kernel.

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm import cli
+from pyvmm import cli, profiles
 from pyvmm.cli import tables
+from pyvmm.config import MachineConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
@@ -49,7 +50,8 @@ def test_the_pages_have_commands():
 )
 def test_command_on_a_page_is_understood(page, words):
     command, rest = command_of(words)
-    command.parse(rest)
+    values = command.parse(rest)
+    MachineConfig(**{key: value for key, value in values.items() if key in profiles.KEYS})
 
 
 def runnable():

@@ -9,12 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from errno import ECONNREFUSED, ENOENT
-from typing import Any
 
 from pyvmm import outcome
 from pyvmm.cli.parser import Command, Option, UsageError
@@ -23,17 +19,24 @@ from pyvmm.control import runfolder
 from pyvmm.control.client import Control, ControlGone
 from pyvmm.control.runfolder import Found
 from pyvmm.errors import ConfigError, PyvmmError
-from pyvmm.lab.host import Lab
-from pyvmm.lab.qemu import FLAVOURS
 
-Values = dict[str, Any]
-#: Asks one guest; the exit code, what to print as JSON, and what to say of it.
-Ask = Callable[[Found, Values], tuple[int, Values, str]]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any, TypeVar
 
+    from pyvmm.lab.host import Lab
+
+    T = TypeVar("T")
+    Values = dict[str, Any]
+    #: Asks one guest; the exit code, what to print as JSON, and what to say of it.
+    Ask = Callable[[Found, Values], tuple[int, Values, str]]
+
+_FLAVOURS = ("aia", "plic", "counting")
 HOST = Option(
     "--host",
     key="host",
-    choices=("auto", "local", "lab", *(f"lab:{name}" for name in FLAVOURS)),
+    choices=("auto", "local", "lab", *(f"lab:{name}" for name in _FLAVOURS)),
     metavar="WHERE",
     help="where to look for the guest [auto]",
 )
@@ -107,6 +110,22 @@ def print_json(value: object) -> None:
     print(json.dumps(value, indent=2))
 
 
+def at_once(ask: Callable[[Found], T], guests: Sequence[Found]) -> list[T]:
+    """What ``ask`` returns for each guest; none waits for another."""
+    if len(guests) < 2:
+        return [ask(found) for found in guests]
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return list(pool.map(ask, guests))
+
+
+def _lab(flavour: str) -> Lab:
+    from pyvmm.lab.host import Lab  # late: it takes longer to import than most commands to run
+
+    return Lab(flavour)
+
+
 def lab_guests(flavour: str) -> list[Values]:
     """What ``pyvmm ps --json`` says in a lab host that runs."""
     code, output = _output(flavour, ["ps", "--host=local", "--json"])
@@ -123,8 +142,8 @@ def places(values: Values) -> tuple[bool, list[str]]:
     where = str(values.get("host", "auto"))
     if where == "local" or (where == "auto" and os.uname().machine == "riscv64"):
         return True, []
-    wanted = [where.partition(":")[2]] if ":" in where else list(FLAVOURS)
-    running = [flavour for flavour in wanted if Lab(flavour).status()["running"]]
+    wanted = [where.partition(":")[2]] if ":" in where else list(_FLAVOURS)
+    running = [flavour for flavour in wanted if _lab(flavour).status()["running"]]
     if where != "auto" and not running:
         raise ConfigError(f"There is no running host {where}, and so no guest in it.")
     return where == "auto", running
@@ -138,12 +157,14 @@ def _words(command: Command, values: Values) -> list[str]:
 
 
 def _in_lab(command: Command, values: Values, flavour: str) -> int:
-    return Lab(flavour).run(["python3", "-m", "pyvmm", *_words(command, values)])
+    return _lab(flavour).run(["python3", "-m", "pyvmm", *_words(command, values)])
 
 
 def _output(flavour: str, words: list[str]) -> tuple[int, str]:
+    import subprocess
+
     argv = ["python3", "-m", "pyvmm", *words]
-    process = Lab(flavour).popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    process = _lab(flavour).popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
     output, _ = process.communicate()
     return process.returncode, output.decode("utf-8", "replace")
 
@@ -163,12 +184,11 @@ def _run_all(command: Command, values: Values, ask: Ask) -> int:
     results = []
     if here:
         guests = runfolder.running()
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            for one, result, said in pool.map(lambda found: _attempt(found, values, ask), guests):
-                code = max(code, one)
-                results.append(result)
-                if one or not values.get("json"):
-                    say(f"{result['name']}: {said}")
+        for one, result, said in at_once(lambda found: _attempt(found, values, ask), guests):
+            code = max(code, one)
+            results.append(result)
+            if one or not values.get("json"):
+                say(f"{result['name']}: {said}")
     for flavour in flavours:
         sys.stdout.flush()
         if values.get("json"):

@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 from pyvmm.cli import guests
-from pyvmm.cli.guests import HOST, JSON, Values
+from pyvmm.cli.guests import HOST, JSON
 from pyvmm.cli.parser import Command
 from pyvmm.cli.say import say
 from pyvmm.config import format_size
 from pyvmm.control import runfolder
 from pyvmm.control.runfolder import Found
 from pyvmm.errors import PyvmmError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pyvmm.cli.guests import Values
 
 COMMAND = Command("ps", "The guests that run, on this host and in lab hosts that run.", (JSON, HOST))
 _PATIENCE = 5.0  # seconds
@@ -36,8 +38,7 @@ def main(words: list[str]) -> int:
 
 
 def _here() -> list[Values]:
-    with ThreadPoolExecutor(16) as pool:
-        return list(pool.map(_status, runfolder.running()))
+    return guests.at_once(_status, runfolder.running())
 
 
 def _status(found: Found) -> Values:

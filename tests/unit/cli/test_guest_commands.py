@@ -13,7 +13,7 @@ from fakes.controlled import FakeMachine
 from fakes.threads import PATIENCE
 
 from pyvmm import cli, control
-from pyvmm.cli import guests, kill
+from pyvmm.cli import kill
 from pyvmm.control import runfolder
 from pyvmm.outcome import POWEROFF, Outcome
 
@@ -40,7 +40,7 @@ class FakeLab:
 
 @pytest.fixture(autouse=True)
 def lab(monkeypatch):
-    monkeypatch.setattr(guests, "Lab", FakeLab)
+    monkeypatch.setattr("pyvmm.lab.host.Lab", FakeLab)
     FakeLab.running, FakeLab.commands, FakeLab.code = {}, [], 0
     return FakeLab
 

@@ -7,10 +7,9 @@ takes down in reverse. A reboot makes a new board; what outlives it (console, ev
 
 from __future__ import annotations
 
-import os
 from functools import partial
 
-from pyvmm import backplane, devicetree, exittrace, harts, hostfile, irqchip, layout, outcome, peripherals
+from pyvmm import exittrace, handover, harts, hostfile, irqchip, layout, outcome, peripherals
 from pyvmm.backplane import Backplane, Slots
 from pyvmm.devices.powerbutton import PowerButton
 from pyvmm.devices.rtc import GoldfishRtc
@@ -19,7 +18,6 @@ from pyvmm.devices.virtio.session import Services
 from pyvmm.doorbells import Doorbells
 from pyvmm.errors import GuestAccessError, KvmError, PyvmmError
 from pyvmm.eventloop import LoopClock
-from pyvmm.fdt import flatten
 from pyvmm.kvm import dump, regs, uapi
 from pyvmm.kvm.system import Kvm
 from pyvmm.loader import Boot
@@ -37,6 +35,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pyvmm import devicetree
     from pyvmm.config import MachineConfig
     from pyvmm.console.input import ConsoleInput
     from pyvmm.devices.base import IrqLine, Loop, Workers
@@ -48,7 +47,6 @@ if TYPE_CHECKING:
     from pyvmm.trace import Trace
 
 _BACKINGS = {"anon": ANONYMOUS, "memfd": MEMFD}
-_SEED_BYTES = 64
 
 
 class Board:
@@ -121,7 +119,7 @@ class Board:
             self._register_memory()
             self._add_peripherals()
             self._plug_devices()
-            self._load(boot, cpu)
+            handover.load(config, boot, cpu, self.chip, self.memory, self.vcpus[0])
 
     def _create_harts(self, kvm: Kvm) -> devicetree.Cpu:
         """VM, vCPUs and interrupt controller, the latter the first of the candidates that KVM accepts."""
@@ -207,37 +205,6 @@ class Board:
         if self._trace is not None and "irq" in self._trace.kinds:
             line = TracedLine(line, name, self._trace)
         return line
-
-    def _load(self, boot: Boot, cpu: devicetree.Cpu) -> None:
-        config = self._config
-        chosen = devicetree.Chosen(
-            config.command_line(),
-            peripherals.stdout(config),
-            (0, 0) if config.initrd or config.agent else None,
-            os.urandom(_SEED_BYTES),
-        )
-        tree = devicetree.build(
-            cpu,
-            config.cpus,
-            [(bank.base, bank.size) for bank in self.memory.banks],
-            self.chip.wired,
-            self.chip.imsic,
-            devices=[place.describe() for place in peripherals.wanted(config)],
-            chosen=chosen,
-        )
-        backplane.describe(tree, Slots(config), self.memory.banks[-1].end)
-        # The tree holds the initrd's address, which depends on the tree's size, which depends on no address.
-        placement = boot.place(len(flatten(tree.root)))
-        chosen.initrd = placement.initrd
-        tree.choose(chosen)
-        blob = flatten(tree.root)
-        boot.load(self.memory, placement)
-        self.memory.write(placement.fdt, blob)
-        if config.dump_dtb is not None:
-            hostfile.write("The device tree", config.dump_dtb, blob)
-        first = self.vcpus[0]
-        for register, value in (("pc", boot.entry), ("a0", first.id), ("a1", placement.fdt)):
-            first.set_reg(regs.core(register), value)
 
     # Running
 

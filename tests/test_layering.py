@@ -55,10 +55,14 @@ MAY_IMPORT = {
     "peripherals": {"devices", "devicetree", "layout", "config"},
     "irqchip": {"kvm", "devices", "mmio", "devicetree", "layout", "errors"},
     "harts": {"kvm", "isa", "devicetree", "config", "errors", "nearest"},
+    "handover": {
+        "backplane", "config", "devicetree", "fdt", "hostfile", "irqchip", "kvm", "loader", "memory",
+        "peripherals",
+    },
     "board": {
         "backplane", "config", "console", "devices", "devicetree", "doorbells", "errors", "eventloop",
-        "exittrace", "fdt", "harts", "hostfile", "irqchip", "kvm", "layout", "loader", "memory", "messages",
-        "mmio", "outcome", "peripherals", "ring", "runner", "sbi", "suspend", "trace",
+        "exittrace", "handover", "harts", "hostfile", "irqchip", "kvm", "layout", "loader", "memory",
+        "messages", "mmio", "outcome", "peripherals", "ring", "runner", "sbi", "suspend", "trace",
     },
     "profiles": {"config", "devicelist", "devices", "errors", "nearest"},
     "preview": {

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 import os
+import re
 import socket
+from pathlib import Path
 
 import pytest
 from fakes.controlled import eventually
 from fakes.threads import Background, happens
 
 from pyvmm.control.client import Control, ControlError, ControlGone
+from pyvmm.outcome import POWEROFF, Outcome
 
 
 @pytest.fixture
@@ -111,3 +114,29 @@ def test_silent_server_is_not_waited_for_for_ever(imposter):
 def test_socket_that_nobody_serves_is_said(run_folder):
     with pytest.raises(ControlGone, match="Nobody answers at /nonexistent: No such file or directory"):
         Control("/nonexistent")
+
+
+# The page's examples
+
+
+@pytest.fixture
+def examples():
+    page = Path(__file__).parents[3] / "docs/reference/control-protocol.md"
+    return re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
+
+
+def test_example_without_pyvmm_works(examples, server, capsys):
+    exec(examples[0].replace("/tmp/pyvmm-run-1000/vm1", server.folder), {})
+    assert "'name': 'guest'" in capsys.readouterr().out
+
+
+def test_example_with_pyvmm_works(examples, server, machine, capsys):
+    running = Background(lambda: exec(examples[1].replace('"vm1"', '"guest"'), {}))
+    eventually(lambda: any(session._listening for session in server._sessions))
+    machine.end(Outcome(POWEROFF, "the guest powered off"))
+    server.close()
+    running.result()
+    out = capsys.readouterr().out
+    assert out.startswith("0xffffffff80000000\n")
+    assert "'ended'" in out
+    assert machine.calls == ["pause", "resume"]

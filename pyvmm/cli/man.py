@@ -43,7 +43,14 @@ It did not end within the time of
 The command line or a file it names is wrong, or the host failed.
 .TP
 .B 126
-KVM cannot be used here.
+KVM cannot be used here; of
+.BR "pyvmm exec" :
+the guest cannot run the command.
+.TP
+.B 127
+Of
+.BR "pyvmm exec" :
+there is no such command in the guest.
 .TP
 .B 128+N
 pyvmm was told to end by signal N.

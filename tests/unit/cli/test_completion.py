@@ -118,6 +118,27 @@ def test_script_is_in_the_language_of_its_shell(shell, capsys):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.skipif(shutil.which("fish") is None, reason="fish is not installed")
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("pyvmm doct", ["doctor"]),
+        ("pyvmm lab st", ["start", "status", "stop"]),
+        ("pyvmm run --irqchip ", ["aia", "aplic", "auto", "plic"]),
+        ("pyvmm run --irq", ["--irqchip"]),
+        ("pyvmm run --profile ", ["net"]),
+    ],
+)
+def test_fish_completes(tmp_path, line, offered):
+    (tmp_path / "script").write_text(completion.fish())
+    (tmp_path / "pyvmm.toml").write_text("[profile.net]\n")
+    program = f"source script; complete -C '{line}'"
+    done = subprocess.run(
+        ["fish", "--no-config", "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert [one.split("\t")[0] for one in done.stdout.splitlines()] == offered
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

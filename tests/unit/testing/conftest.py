@@ -39,13 +39,11 @@ class Suite:
         path.write_text(script)
         return path
 
-    def run(self, test, *options, kernel=True, process=False):
-        """Run one file of tests; in a process of its own where it matters, which takes longer."""
+    def run(self, test, *options, kernel=True):
+        """Run one file of tests, in a process of its own: plugins are loaded once a process."""
         self.pytester.makepyfile(test)
-        given = ["-p", "no:cacheprovider", *(["--vmm-kernel=Image"] if kernel else []), *options]
-        if process:
-            return self.pytester.runpytest_subprocess(*given)
-        return self.pytester.runpytest_inprocess(*given)
+        given = ["--vmm-kernel=Image"] if kernel else []
+        return self.pytester.runpytest_subprocess("-p", "no:cacheprovider", *given, *options)
 
     def lives(self, what):
         """The options of the guests that began, or of those that ended by themselves."""

@@ -246,7 +246,7 @@ def test_host_without_kvm_fails_once_when_it_is_required(suite, monkeypatch):
     ],
 )
 def test_misspelt_marker_is_an_error_of_the_collection(suite, marker, sentence):
-    result = suite.run(f"import pytest\n@pytest.mark.{marker}\ndef test_it(): pass", process=True)
+    result = suite.run(f"import pytest\n@pytest.mark.{marker}\ndef test_it(): pass")
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines([sentence])
 
@@ -329,7 +329,7 @@ def test_panic_ends_a_command_at_once(suite):
 
 def test_console_without_pexpect_says_what_to_install(suite):
     (suite.path / "pexpect.py").write_text("raise ImportError")
-    result = suite.run("def test_it(console): pass", process=True)
+    result = suite.run("def test_it(console): pass")
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*needs pexpect: install it with pip install 'pyvmm-riscv[[]test[]]'."])
 

@@ -134,7 +134,6 @@ def test_workers_of_xdist_do_not_clash(suite, leftovers):
         """,
         "-n2",
         "--vmm-keep=all",
-        process=True,
     )
     result.assert_outcomes(passed=6)
     lives = suite.lives("begin")
@@ -156,7 +155,6 @@ def test_no_more_guests_run_at_once_than_may(suite):
         """,
         "-n2",
         "--vmm-max-parallel=1",
-        process=True,
     )
     result.assert_outcomes(passed=4)
     kinds = [line.split()[0] for line in suite.log.read_text().splitlines()]

@@ -170,11 +170,11 @@ def test_back_end_leaves_the_rings_alone_for_a_pause_and_loses_nothing(make_rig)
         rig.device.rings.quiesce()
         rig.drivers[1].add_chain([b"meanwhile"], [9])
         os.eventfd_write(rig.doorbells[1].fd, 1)
-        before = rig.interrupts.queues.get(1, 0)
-        assert rig.drivers[1].collect() == []
+        done = rig.drivers[1].collect()
+        assert done == [], turn
         rig.device.rings.go_on()
-        wait(rig, lambda before=before: rig.interrupts.queues.get(1, 0) > before)
-        assert [done.data for done in rig.drivers[1].collect()] == [b"MEANWHILE"], turn
+        wait(rig, lambda done=done: done.extend(rig.drivers[1].collect()) or done)
+        assert [one.data for one in done] == [b"MEANWHILE"], turn
     assert rig.broken == ""
 
 

@@ -12,10 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
-from pyvmm.lab.host import Lab
+from pyvmm.lab.host import RUN_DIR, Lab
 
-_LAB_FOLDER = "/run/pyvmm"
-"""Where guests have their sockets in the lab: in its own memory, since sockets do not reach across 9P."""
 SOCKETS = ("control", "agent")
 
 # The kernel kills a child when the *thread* that started it ends. This one stays for as long as the process.
@@ -101,15 +99,12 @@ class InLab:
 
     def popen(self, words: Sequence[str], **how: Any) -> subprocess.Popen[bytes]:
         argv = ["python3", "-m", "pyvmm", *words]
-        environment = {"PYVMM_RUN_DIR": _LAB_FOLDER}
-        return _starter.submit(
-            lambda: self._lab.popen(argv, environment=environment, start_new_session=True, **how)
-        ).result()
+        return _starter.submit(lambda: self._lab.popen(argv, start_new_session=True, **how)).result()
 
     def sockets(self, name: str, folder: Path) -> None:
         own = folder / name
         own.mkdir(mode=0o700)
-        pairs = [(own / f"{kind}.sock", f"{_LAB_FOLDER}/{name}/{kind}.sock") for kind in SOCKETS]
+        pairs = [(own / f"{kind}.sock", f"{RUN_DIR}/{name}/{kind}.sock") for kind in SOCKETS]
         undo = [shlex.join(self._lab.cancel_command(*pair)) for pair in pairs]
         # For the session's guardian, should this process be killed.
         (own / "undo").write_text("\n".join(undo) + "\n")

@@ -105,6 +105,13 @@ void store32(byte *to, uint32_t value)
         to[i] = (byte)(value >> 8 * i);
 }
 
+void close_fd(int *fd)
+{
+    if (*fd >= 0)
+        sys(SYS_close, *fd);
+    *fd = -1;
+}
+
 void pause_ms(long milliseconds)
 {
     struct timespec time = {milliseconds / 1000, milliseconds % 1000 * 1000000};

@@ -66,6 +66,8 @@ int append(char *to, size_t size, const char *text);
 uint32_t load32(const byte *from);
 void store32(byte *to, uint32_t value);
 
+// Close it, if it is a descriptor, and make it -1.
+void close_fd(int *fd);
 void pause_ms(long milliseconds);
 // The text of a small file, without its last newline: its length, or -errno.
 long read_file(int directory, const char *path, char *buffer, size_t size);

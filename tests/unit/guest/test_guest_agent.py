@@ -18,7 +18,7 @@ from pyvmm.guest.process import STDOUT
 from pyvmm.guest.protocol import GuestError, GuestTimeout
 
 TESTS = Path(__file__).resolve().parents[2]
-SOURCES = ["base.c", "command.c", "serve.c"]
+SOURCES = ["base.c", "command.c", "out.c", "serve.c", "session.c"]
 
 
 @pytest.fixture(scope="module")

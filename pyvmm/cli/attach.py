@@ -122,6 +122,7 @@ class _Attached:
 
     def run(self) -> None:
         """Pass bytes on until the guest ends or the user goes."""
+        self._happened()
         while self._watching and not self.detached:
             for fd, _ in self._wait():
                 self._react(fd)
@@ -206,6 +207,7 @@ class _Attached:
             self._control.request(do, **params)
         except (ControlError, ControlGone):
             pass  # it is ending, which is said in the end
+        self._happened()  # what came along with the answer makes nothing readable
 
     def _happened(self) -> None:
         for event in self._control.take_events():

@@ -202,6 +202,7 @@ _Noreturn void run(int argc, char **argv, char **envp)
         long error = mount_root();
         if (error < 0) {
             say("cannot mount root=", root, error);
+            say("the kernel needs the drivers for it built in, or an initrd that has them", "", 0);
             leave(1);
         }
         switch_root();

@@ -9,11 +9,13 @@ from pyvmm.testing import artifacts
 from pyvmm.testing import report as reports
 from pyvmm.testing import session as sessions
 from pyvmm.testing.config import GuestConfig
+from pyvmm.testing.errors import GuestError
 from pyvmm.testing.interact import interact
 from pyvmm.testing.vm import Vm
 
 _VMS = pytest.StashKey[list[Vm]]()
 _FAILED = pytest.StashKey[bool]()
+_LOST_LINES = "lines of the trace were dropped"
 
 Node = pytest.Item | pytest.Collector
 
@@ -39,17 +41,22 @@ class Factory:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End them. A panic that nobody has seen yet is raised now."""
+        """End them. A panic that nobody has seen yet is raised now, and so is a trace that has gaps."""
         panicked = None
+        incomplete = ""
         for vm in self._vms:
             self._session.finish(vm)
             if vm.log.panic.seen and vm.panic_ends():
                 panicked = vm
+            if self._traced:
+                incomplete = next((line for line in vm.said() if _LOST_LINES in line), "")
         failed = self._node.stash.get(_FAILED, False)
         if isinstance(self._node, pytest.Collector):
             self._dispose(failed or panicked is not None)
         if panicked is not None and not failed:
             raise panicked.fatal("", None)
+        if incomplete and not failed:
+            raise GuestError(f"what the test counted is not all there was: {incomplete}")
 
     def _dispose(self, failed: bool) -> None:
         dispose(self._session, self._vms, failed=failed)

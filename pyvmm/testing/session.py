@@ -49,8 +49,9 @@ class Session:
     @cached_property
     def sockets(self) -> Path:
         """The folder of this process's sockets, closed to others; short, as paths of sockets must be."""
-        base = os.environ.get("XDG_RUNTIME_DIR")
-        folder = tempfile.mkdtemp(prefix="pyvmm-test-", dir=base if base and len(base) < 40 else "/tmp")
+        base = os.environ.get("XDG_RUNTIME_DIR", "")
+        usable = 0 < len(base) < 40 and os.access(base, os.W_OK)
+        folder = tempfile.mkdtemp(prefix="pyvmm-test-", dir=base if usable else "/tmp")
         self._guardian = subprocess.Popen(
             ["sh", "-c", _GUARDIAN, "sh", folder],
             stdin=subprocess.PIPE,

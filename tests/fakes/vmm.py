@@ -6,6 +6,7 @@ bytes HEX     print these bytes
 shell         answer lines that are typed: `echo X`, `panic`, `off`
 flood         print for ever
 panic         print what Linux prints
+warn TEXT     print a line on stderr
 trace LINE    add a line to the trace
 stay          run until told to end
 die N         be killed by signal N
@@ -130,6 +131,9 @@ class Fake:
     def _trace(self, line: str) -> None:
         with open(self.options["trace-out"], "a") as file:
             file.write(line + "\n")
+
+    def _warn(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
 
     def _stay(self, _: str) -> None:
         threading.Event().wait()

@@ -314,6 +314,13 @@ def test_guest_is_started_once(suite):
     result.stdout.fnmatch_lines(["*ConfigError: the guest test-*-1 was started already"])
 
 
+def test_trace_with_gaps_is_no_base_for_a_verdict(suite):
+    suite.kernel("warn 3 lines of the trace were dropped: its reader was too slow\nshell\n")
+    result = suite.run("def test_it(trace): assert trace.count() == 0\ndef test_other(vm_booted): pass")
+    result.assert_outcomes(passed=2, errors=1)
+    result.stdout.fnmatch_lines(["*GuestError: what the test counted is not all there was: 3 lines*"])
+
+
 def test_panic_ends_a_command_at_once(suite):
     result = suite.run(
         """

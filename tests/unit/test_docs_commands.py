@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """No page names a command or an option that does not exist, and what can run here is run."""
 
+import ast
+import importlib
 import re
 import shlex
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+import pyvmm
 from pyvmm import cli, profiles
 from pyvmm.cli import tables
 from pyvmm.config import MachineConfig
@@ -18,15 +22,20 @@ COMMANDS = tables.commands()
 RUNNABLE = ("dtb", "version", "completion", "man")
 
 
+def blocks(language):
+    """(page, text) of every block in a language."""
+    for page in PAGES:
+        for block in re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
+            yield str(page.relative_to(ROOT)), block
+
+
 def console_lines():
     """(page, words after ``pyvmm``) of every ``$ pyvmm ...`` in a block marked as ``console``."""
-    for page in PAGES:
-        for block in re.findall(r"^```console\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
-            for line in block.splitlines():
-                if match := re.match(r"\$ (?:[A-Z_]+=\S+ )*(?:sudo )?pyvmm (.*)", line):
-                    text = match[1].replace(" ...", "")
-                    words = shlex.split(text, comments=True)
-                    yield str(page.relative_to(ROOT)), words[: words.index("|")] if "|" in words else words
+    for page, block in blocks("console"):
+        for line in block.splitlines():
+            if match := re.match(r"\$ (?:[A-Z_]+=\S+ )*(?:sudo )?pyvmm (.*)", line):
+                words = shlex.split(match[1].replace(" ...", ""), comments=True)
+                yield page, words[: words.index("|")] if "|" in words else words
 
 
 LINES = list(console_lines())
@@ -69,6 +78,33 @@ def test_command_on_a_page_that_can_run_here_does(words, capfd, tmp_path, monkey
     out, err = capfd.readouterr()
     assert out
     assert err == ""
+
+
+@pytest.mark.parametrize(("page", "text"), list(blocks("toml")), ids=lambda value: value[:30].strip())
+def test_file_on_a_page_is_one_that_pyvmm_takes(page, text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pyvmm.toml").write_text(text)
+    for name in (None, *re.findall(r"^\[profile\.(.*)\]", text, re.MULTILINE)):
+        profiles.resolve({}, profile=name)
+
+
+def programs():
+    return [one for one in blocks("python") if one[1].startswith(("import ", "from "))]
+
+
+@pytest.mark.parametrize(("page", "text"), programs(), ids=lambda value: value[:30].strip())
+def test_names_that_a_program_on_a_page_imports_exist(page, text):
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom):
+            module = importlib.import_module(node.module)
+            assert all(
+                hasattr(module, alias.name) or find_spec(f"{node.module}.{alias.name}")
+                for alias in node.names
+            )
+        elif (
+            isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "pyvmm"
+        ):
+            assert hasattr(pyvmm, node.attr)
 
 
 def options():

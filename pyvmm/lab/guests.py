@@ -10,8 +10,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from pyvmm.lab import elf, kernels, store, tools
 from pyvmm.cpio import Initramfs
+from pyvmm.lab import elf, kernels, store, tools
 from pyvmm.lab.kernels import GUEST_MODULES
 from pyvmm.lab.packages import Archive, require_commands, unpack
 from pyvmm.lab.store import Progress, quiet

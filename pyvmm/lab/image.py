@@ -7,9 +7,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from pyvmm.cpio import Initramfs
 from pyvmm.errors import HostError
 from pyvmm.lab import elf, store, tools
-from pyvmm.cpio import Initramfs
 from pyvmm.lab.kernels import HOST_MODULES, HOST_MODULES_ON_DEMAND, Kernel, kernel
 from pyvmm.lab.packages import Archive, require_commands, unpack
 from pyvmm.lab.store import Progress, quiet

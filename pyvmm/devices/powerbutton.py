@@ -51,6 +51,12 @@ class PowerButton:
         node["compatible"] = "virtio,mmio"
         node["dma-coherent"] = None
 
+    def decode(self, offset: int, size: int, is_write: bool, value: int) -> tuple[str, str]:
+        """Names for the trace. Without the lock, and before the access when that is a store."""
+        with self.lock:
+            transport = self._made()
+        return transport.decode(offset, size, is_write, value)
+
     # Protocol ``Device``, with the lock held
 
     def read(self, offset: int, size: int) -> int:
@@ -60,10 +66,6 @@ class PowerButton:
     def write(self, offset: int, size: int, value: int) -> After:
         """A register of the slot."""
         return self._made().write(offset, size, value)
-
-    def decode(self, offset: int, size: int, is_write: bool, value: int) -> tuple[str, str]:
-        """Names for the trace."""
-        return self._made().decode(offset, size, is_write, value)
 
     def reset(self) -> None:
         """Power-on."""

@@ -104,6 +104,13 @@ def test_power_key_is_made_when_the_guest_looks_and_heard_once_it_has_a_driver(i
     it.machine.power_button()
 
 
+def test_trace_names_the_power_keys_registers_from_the_first_access_on(idler):
+    it = idler(mmio_write(STATUS, 4, 1), mmio_read(MAGIC, 4), trace="mmio")
+    while len(it.trace) < 2:
+        in_time(it.machine.registers)
+    assert [line.split()[3] for line in it.trace] == ["power.STATUS", "power.MAGIC_VALUE"]
+
+
 def test_sysrq_is_a_break_and_the_key(idler):
     ier = mmio_write(layout.UART_BASE + 1, 1, 1)
     it = idler(ier)

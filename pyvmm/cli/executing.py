@@ -18,7 +18,7 @@ from pyvmm.control import Reach
 from pyvmm.control.runfolder import AGENT_SOCKET
 from pyvmm.guest.client import Guest
 from pyvmm.guest.process import STDERR, STDOUT
-from pyvmm.guest.protocol import GuestGone
+from pyvmm.guest.protocol import GuestGone, GuestTimeout
 from pyvmm.machine import Machine
 from pyvmm.outcome import Outcome
 from pyvmm.threads import start_thread
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 _PIECE = 64 << 10
 _TAIL = 20  # lines of the console
+_LONG_BOOT = 120.0  # seconds until the user is told what may be wrong
 _FAREWELL = 10.0  # seconds for the guest to power off
 
 
@@ -110,8 +111,17 @@ class _Run:
         name = signal.Signals(number).name
         self._machine.end(Outcome(outcome.SIGNAL, f"ended by {name}", signal=number))
 
+    def _wait_ready(self) -> None:
+        try:
+            self._guest.wait_ready(_LONG_BOOT)
+        except GuestTimeout:
+            say(
+                "the guest does not answer yet. Its kernel needs virtio_console; Ctrl-C ends it and shows why"
+            )
+            self._guest.wait_ready()
+
     def _converse(self, command: list[str], new_root: bool) -> int:
-        self._guest.wait_ready()
+        self._wait_ready()
         term = os.environ.get("TERM")
         env = {"TERM": term} if term else {}
         process = self._guest.start(command, env=env, new_root=new_root)
@@ -158,7 +168,7 @@ class _Run:
             raise end.error
         if end.reason == outcome.OUTPUT_CLOSED:
             return end.exit_code  # as quietly as any program that nobody listens to
-        if end.reason != outcome.SIGNAL:
+        if end.reason != outcome.SIGNAL or self._process is None:
             self._show_console()
         if end.detail:
             show(end.detail)

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 import os
+import subprocess
+import sys
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from fakes.run import image
@@ -10,6 +13,7 @@ from pyvmm.config import MachineConfig
 from pyvmm.errors import ConfigError
 from pyvmm.fdt import flatten
 
+BINDINGS = Path(__file__).parent.parent / "data" / "bindings"
 KINDS = ["aia", "aplic", "plic"]
 
 
@@ -53,6 +57,16 @@ def test_devices_of_the_largest_machine_do_not_overlap(kind):
     )
     assert all(end <= base for (_, end), (base, _) in pairwise(ranges))
     assert ranges[-1][1] <= layout.RAM_BASE
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_dt_validate_finds_nothing_wrong_with_power_button_and_slots(kind, tmp_path):
+    blob = tmp_path / "tree.dtb"
+    blob.write_bytes(flatten(tree(irqchip=kind, virtio_transport="mmio", rng=[""]).root))
+    program = str(Path(sys.executable).parent / "dt-validate")
+    command = [program, "-m", "-s", str(BINDINGS), str(blob)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout + done.stderr == ""
 
 
 def test_direct_mode_aplic_has_room_for_every_hart():

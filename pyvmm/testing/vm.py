@@ -414,7 +414,7 @@ class Vm:
         message = said[-1] if said else f"its pyvmm ended with status {code}"
         if code < 0:
             return End(_LOST, code, f"its pyvmm was killed by {signal.Signals(-code).name}")
-        reason = self._ended_event.get("reason") or _REASONS.get(code, outcome.SIGNAL)
+        reason = self._ended_event.get("reason") or _reason(code, message)
         if self.log.panic.seen and reason in (outcome.REBOOT, outcome.POWEROFF):
             reason = outcome.PANIC
         return End(reason, code, str(self._ended_event.get("message") or message))
@@ -429,6 +429,13 @@ class Vm:
                         self._ended_event = event
         except (ControlError, ControlGone):
             pass  # it ended
+
+
+def _reason(code: int, message: str) -> str:
+    """Why a guest ended that was gone before its events could be had: by its pyvmm's last words."""
+    if code == outcome.EXIT_OK and "reboot" in message:
+        return outcome.REBOOT
+    return _REASONS.get(code, outcome.SIGNAL)
 
 
 def _receive(console: socket.socket) -> bytes:

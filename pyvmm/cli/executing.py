@@ -138,7 +138,10 @@ class _Run:
             say(process.failure)
         if self._over.is_set() and self._machine.wait().reason == outcome.OUTPUT_CLOSED:
             return outcome.EXIT_SIGNAL + signal.SIGPIPE
-        self._guest.power_off()
+        try:
+            self._guest.power_off()
+        except GuestGone:
+            pass  # it did not wait for that
         self._over.wait(_FAREWELL)
         return status
 

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 from fakes.agent import INPUT, SIGNAL, FakeAgent
-from fakes.threads import Background, happens
+from fakes.threads import PATIENCE, Background, happens
 
 from pyvmm import outcome
 from pyvmm.cli import exec as command_module
@@ -204,6 +204,19 @@ def test_streams_are_the_commands_and_so_is_the_status(stubs, capfdbinary):
     power_off(machine, agent)
     assert running.result() == 7
     assert capfdbinary.readouterr() == (b"out\0\xfe", b"err")
+
+
+def test_guest_that_ends_with_the_command_does_not_change_its_status(stubs, capfd):
+    machine, agent, run, running, stdin = stubs
+    session, _, _ = agent.expect_start()
+    while run._process is None:
+        os.sched_yield()
+    agent.exit(session, 5)
+    assert run._process.wait(PATIENCE) == 5
+    machine.end(Outcome(outcome.POWEROFF, "the guest powered off"))
+    assert running.result() == 5
+    assert capfd.readouterr().err == ""
+    os.close(stdin)
 
 
 def test_command_that_is_not_there_is_127_and_said(stubs, capfd):

@@ -150,8 +150,10 @@ def describe(key: str) -> str:
         return f'{choice}a list of texts: ["...", "..."]'
     if kind == "bool":
         return "true or false"
-    if "int" in kind or "float" in kind:
+    if "float" in kind:
         return "a text in quotes, or a number"
+    if "int" in kind:
+        return "a text in quotes, or a whole number"
     return "a text in quotes"
 
 

@@ -3,12 +3,6 @@
 
 from __future__ import annotations
 
-import os
-import select
-import signal
-import socket
-import subprocess
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,43 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 from pyvmm import outcome
 from pyvmm.config import parse_size
-from pyvmm.control.client import Control, ControlError, ControlGone
 from pyvmm.errors import ConfigError, KvmUnavailable
 from pyvmm.testing import artifacts
 from pyvmm.testing.config import GuestConfig
-from pyvmm.testing.errors import GuestError, GuestExited, GuestHang, GuestPanic, GuestTimeout, visible
+from pyvmm.testing.errors import GuestError, GuestExited, GuestHang, GuestPanic, GuestTimeout
 from pyvmm.testing.leases import Lease, Leases
 from pyvmm.testing.log import ConsoleLog
 from pyvmm.testing.place import Place
+from pyvmm.testing.process import LOST, End, GuestProcess
 
 if TYPE_CHECKING:
     from pyvmm.testing.console import Console
     from pyvmm.testing.guest import GuestChannel
     from pyvmm.testing.trace import TraceReader
-
-_POLL = 0.05
-_KILL_PATIENCE = 10.0
-_LOST = "lost"
-_REASONS = {
-    outcome.EXIT_OK: outcome.POWEROFF,
-    outcome.EXIT_TIMEOUT: outcome.TIMEOUT,
-    outcome.EXIT_USAGE: outcome.FAILED,
-    outcome.EXIT_NO_KVM: "no-kvm",
-    outcome.EXIT_HUNG: outcome.HUNG,
-    outcome.EXIT_PANIC: outcome.PANIC,
-}
-
-
-class End:
-    """How a guest ended: ``reason`` as in docs/reference/exit-codes.md, ``exit_code`` and ``message``."""
-
-    def __init__(self, reason: str, exit_code: int, message: str) -> None:
-        self.reason = reason
-        self.exit_code = exit_code
-        self.message = message
-
-    def __repr__(self) -> str:
-        return f"<{self.reason}: {self.message}>"
 
 
 class Frame:
@@ -94,18 +64,13 @@ class Vm:
         self.config = config
         self.folder = folder
         self.frame = frame
-        self.end: End | None = None
         self.boot_seconds: float | None = None
         folder.mkdir(parents=True, exist_ok=True)
         self.log = ConsoleLog(folder / artifacts.CONSOLE, frame.live)
         self._console: Console | None = None
         self._guest: GuestChannel | None = None
         self._trace: TraceReader | None = None
-        self._process: subprocess.Popen[bytes] | None = None
-        self._socket: socket.socket | None = None
-        self._pump: threading.Thread | None = None
-        self._events: threading.Thread | None = None
-        self._ended_event: dict[str, Any] = {}
+        self._process: GuestProcess | None = None
         self._leases: list[Lease] = []
         self._started_at = 0.0
         self._has_agent = False
@@ -119,6 +84,11 @@ class Vm:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def end(self) -> End | None:
+        """How it ended; None until then."""
+        return self._process.end if self._process is not None else None
 
     @property
     def state(self) -> str:
@@ -174,15 +144,21 @@ class Vm:
         size = parse_size(str(config.mem or "256M"), "mem")
         self._leases.append(self.frame.leases.memory(size, 10 * self.limit()))
         self.frame.place.sockets(self.name, self.frame.sockets)
-        ours, theirs = socket.socketpair()
-        self._socket = ours
         self._started_at = time.monotonic()
-        self.log.begin()
-        with theirs, (self.folder / artifacts.SAID).open("wb") as said:
-            self._process = self.frame.place.popen(words, stdin=theirs, stdout=theirs, stderr=said)
-        self._pump = threading.Thread(target=self._read, args=(ours, self._process), daemon=True)
-        self._pump.start()
-        self._wait_for_control()
+        sockets = self.frame.sockets / self.name
+        self._process = GuestProcess(
+            self.frame.place, words, sockets, self.folder, self.log, self._something_happened
+        )
+        self._process.wait_for_control(self.limit(60))
+        if self.end is not None and self.end.exit_code == outcome.EXIT_USAGE:
+            raise ConfigError(self.end.message)
+        if self.end is not None and self.end.exit_code == outcome.EXIT_NO_KVM:
+            raise KvmUnavailable(self.end.message)
+
+    def _something_happened(self) -> None:
+        """On the thread that takes its output: whoever waits for its agent need not, once it is lost."""
+        if self._guest is not None and self.lost:
+            self._guest.interrupt()
 
     def wait_ready(self, timeout: float | None = None) -> None:
         """Wait until the agent in the guest answers. Raises GuestPanic, GuestExited, GuestTimeout."""
@@ -216,8 +192,7 @@ class Vm:
         """
         if self.end is not None or self._process is None:
             raise GuestExited(f"the guest is not running, so there is no {do}")
-        with Control(self._path("control")) as control:
-            return control.request(do, **params)  # type: ignore[arg-type]  # patience is among them
+        return self._process.request(do, **params)
 
     def pause(self) -> None:
         """Stop its harts and devices; its time stands still."""
@@ -256,20 +231,10 @@ class Vm:
 
     def write(self, data: bytes) -> None:
         """Type ``data`` on its console. Raises GuestExited, GuestTimeout."""
-        if self._socket is None:
+        if self._process is None:
             raise GuestExited("the guest was not started, so nothing can be typed")
-        limit = time.monotonic() + self.limit()
-        poll = select.poll()
-        poll.register(self._socket, select.POLLOUT)
-        while data:
-            if not poll.poll(max(0.0, limit - time.monotonic()) * 1000):
-                raise GuestTimeout(f"the guest did not read what was typed: {len(data)} bytes are left")
-            try:
-                data = data[self._socket.send(data, socket.MSG_DONTWAIT) :]
-            except BlockingIOError:
-                continue
-            except OSError:
-                raise self.fatal("what was typed", 0.0) from None
+        if not self._process.write(data, self.limit()):
+            raise self.fatal("what was typed", None)
 
     def panic_ends(self) -> bool:
         """Whether a panic is the end of all waiting: it is, unless the test allows it."""
@@ -280,9 +245,13 @@ class Vm:
         about = {"awaited": awaited, "waited": waited, "tail": self.log.tail()}
         if self.log.panicked:
             return GuestPanic(f"the guest panicked: {self.log.panic.message}", **about)  # type: ignore[arg-type]
-        end = self.end or End(_LOST, -1, "it is not running")
+        end = self.end or End(LOST, -1, "it is not running")
         kind = GuestHang if end.reason == outcome.HUNG else GuestExited
         return kind(f"the guest ended: {end.message}", **about)  # type: ignore[arg-type]
+
+    def said(self) -> list[str]:
+        """What its pyvmm said on stderr."""
+        return self._process.said() if self._process is not None else []
 
     def agent_path(self) -> str:
         """The path of its agent's socket. Raises GuestExited, and ConfigError when it has none."""
@@ -290,7 +259,7 @@ class Vm:
             raise GuestExited("the guest was not started: call vm.start(), or use the fixture vm_booted")
         if not self._has_agent:
             raise ConfigError("this guest has no agent, so it takes neither commands nor files")
-        return self._path("agent")
+        return self._process.path("agent")
 
     def close(self) -> None:
         """End it at once, and give everything back. Idempotent; never raises for what the guest did."""
@@ -298,35 +267,15 @@ class Vm:
             return
         self._closed = True
         try:
-            self._end_process()
+            if self._process is not None:
+                self._process.close()
         finally:
             if self._guest is not None:
                 self._guest.close()
-            if self._pump is None:
-                self.log.end()
-            if self._socket is not None:
-                self._socket.close()
+            self.log.end()
             self.frame.place.release(self.name, self.frame.sockets)
             for lease in self._leases:
                 lease.release()
-
-    def _end_process(self) -> None:
-        process, pump = self._process, self._pump
-        if process is None or pump is None:
-            return
-        if process.poll() is None:
-            try:
-                self.request("kill")
-            except (ControlError, ControlGone, GuestExited):
-                process.terminate()
-        for last_word in (process.terminate, process.kill):
-            try:
-                process.wait(_KILL_PATIENCE)
-                break
-            except subprocess.TimeoutExpired:
-                last_word()
-        process.wait()
-        pump.join()
 
     def _words(self, config: GuestConfig) -> list[str]:
         words = ["run", "--no-config", "--host=local", f"--name={self.name}", *config.words()]
@@ -357,89 +306,3 @@ class Vm:
                 self._leases.append(lease)
                 nets[number] = net.replace("tap=auto", f"tap={tap}")
         return config.replace(nets=nets) if nets else config
-
-    def _path(self, kind: str) -> str:
-        return str(self.frame.sockets / self.name / f"{kind}.sock")
-
-    def _wait_for_control(self) -> None:
-        limit = time.monotonic() + self.limit(60)
-        while not self.log.wait_end(_POLL, lambda: False):
-            try:
-                control = Control(self._path("control"))
-            except (ControlError, ControlGone):
-                if time.monotonic() > limit:
-                    raise GuestTimeout("pyvmm did not start the guest in time", tail=self.said()) from None
-                continue
-            self._events = threading.Thread(target=self._record_events, args=(control,), daemon=True)
-            self._events.start()
-            return
-        assert self.end is not None
-        if self.end.exit_code == outcome.EXIT_USAGE:
-            raise ConfigError(self.end.message)
-        if self.end.exit_code == outcome.EXIT_NO_KVM:
-            raise KvmUnavailable(self.end.message)
-
-    def said(self) -> list[str]:
-        """What its pyvmm said on stderr."""
-        try:
-            text = (self.folder / artifacts.SAID).read_text(errors="replace")
-        except OSError:
-            return []
-        return visible(text).splitlines()
-
-    def _read(self, console: socket.socket, process: subprocess.Popen[bytes]) -> None:
-        """The thread that takes the guest's output, so that the guest never waits for a test."""
-        gone = os.pidfd_open(process.pid)
-        poll = select.poll()
-        poll.register(console, select.POLLIN)
-        poll.register(gone, select.POLLIN)
-        try:
-            # What a helper of pyvmm holds open does not count once pyvmm itself is gone.
-            while any(fd == console.fileno() for fd, _ in poll.poll()) and (data := _receive(console)):
-                self.log.feed(data)
-                if self._guest is not None and self.panic_ends() and self.log.panicked:
-                    self._guest.interrupt()
-            process.wait()
-            if self._events is not None:
-                self._events.join(_POLL * 20)
-        finally:
-            os.close(gone)
-            self.end = self._explain(process.returncode)
-            self.log.end()
-            if self._guest is not None:
-                self._guest.interrupt()
-
-    def _explain(self, code: int) -> End:
-        said = [line.removeprefix("pyvmm: ") for line in self.said() if line.startswith("pyvmm: ")]
-        message = said[-1] if said else f"its pyvmm ended with status {code}"
-        if code < 0:
-            return End(_LOST, code, f"its pyvmm was killed by {signal.Signals(-code).name}")
-        reason = self._ended_event.get("reason") or _reason(code, message)
-        if self.log.panic.seen and reason in (outcome.REBOOT, outcome.POWEROFF):
-            reason = outcome.PANIC
-        return End(reason, code, str(self._ended_event.get("message") or message))
-
-    def _record_events(self, control: Control) -> None:
-        """The thread that writes down what happens to the guest."""
-        try:
-            with control, artifacts.events(self.folder) as write:
-                for event in control.events():
-                    write(event)
-                    if event.get("event") == "ended":
-                        self._ended_event = event
-        except (ControlError, ControlGone):
-            pass  # it ended
-
-
-def _reason(code: int, message: str) -> str:
-    """Why a guest ended that was gone before its events could be had: by its pyvmm's last words."""
-    if code == outcome.EXIT_OK and "reboot" in message:
-        return outcome.REBOOT
-    return _REASONS.get(code, outcome.SIGNAL)
-
-
-def _receive(console: socket.socket) -> bytes:
-    try:
-        return console.recv(65536)
-    except OSError:
-        return b""

@@ -11,12 +11,11 @@ PROMPT = r"root@debian:~# "
 SLOW = 400  # seconds for systemd on a busy emulated host
 
 
-@pytest.fixture
-def image(real_kvm, tmp_path):
-    """A copy of the system's disk image, to be written."""
+def copied(folder):
+    """A copy of the system's disk image, to be written, in ``folder``."""
     from pyvmm.lab import rootfs
 
-    copy = tmp_path / "debian.img"
+    copy = folder / "debian.img"
     zeros = bytes(1 << 20)
     with open(rootfs.image(), "rb") as source, copy.open("wb") as target:
         while block := source.read(1 << 20):
@@ -25,6 +24,13 @@ def image(real_kvm, tmp_path):
             else:
                 target.seek(len(block), os.SEEK_CUR)  # a hole: the host's memory is small
         target.truncate()
+    return copy
+
+
+@pytest.fixture
+def image(real_kvm, tmp_path):
+    """A copy of the system's disk image, to be written."""
+    copy = copied(tmp_path)
     yield copy
     copy.unlink()
 

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pausing, resetting and looking into real guests: with I/O in flight nothing is lost, and time stands."""
+
+import hashlib
+import os
+import shutil
+import socket
+import subprocess
+import threading
+import time
+
+import pytest
+from steered import SteeredGuest
+from test_debian import copied
+
+from pyvmm import outcome
+
+MIB = 1 << 20
+SLOW = 600  # seconds
+HOST, GUEST = "192.168.78.1", "192.168.78.2"
+
+
+@pytest.fixture
+def steer(real_kvm):
+    """Makes steered guests that have reached their shell."""
+    made = []
+
+    def make(**options):
+        made.append(SteeredGuest(**options))
+        made[-1].wait_for_shell()
+        return made[-1]
+
+    yield make
+    for guest in made:
+        guest.close()
+
+
+def pause_until_done(guest):
+    """Pause and resume until the guest's command has ended; returns how often it was paused."""
+    count = 0
+    while not guest.finished(0.05):
+        assert count < 2000, "it makes no progress"
+        guest.machine.pause()
+        before = guest.machine.registers()
+        assert guest.machine.state == "paused"
+        assert guest.machine.registers() == before
+        guest.machine.resume()
+        count += 1
+    return count
+
+
+def data(size):
+    block = b"".join(hashlib.sha256(bytes([number])).digest() for number in range(251)) * 9
+    return (block * (size // len(block) + 1))[:size]
+
+
+@pytest.mark.parametrize("transport", ["pci", "mmio"])
+def test_disk_is_copied_whole_while_the_guest_is_paused_many_times(steer, tmp_path, transport):
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(data(16 * MIB))
+    target.write_bytes(bytes(16 * MIB))
+    guest = steer(
+        full=True,
+        cpus=2,
+        disks=[f"{source},ro,direct", str(target)],
+        virtio_transport=transport,
+        console="virtio" if transport == "pci" else "serial",
+    )
+    guest.run("modprobe virtio_mmio 2>/dev/null; modprobe virtio_blk")
+    guest.run("echo 'dd if=/dev/vda of=/dev/vdb bs=64k && sync' >/tmp/copy")
+    guest.begin("sh /tmp/copy && echo 3 >/proc/sys/vm/drop_caches && cmp /dev/vda /dev/vdb")
+    assert pause_until_done(guest) > 5
+    assert target.read_bytes() == source.read_bytes()
+
+
+@pytest.mark.parametrize("vhost", ["on", "off"])
+def test_network_loses_no_byte_while_the_guest_is_paused_many_times(steer, vhost):
+    tap = f"vmp{os.getpid() % 10000}"
+    guest = steer(full=True, cpus=2, nets=[f"tap,tap={tap},vhost={vhost}"])
+    subprocess.run(["ip", "addr", "add", f"{HOST}/24", "dev", tap], check=True)
+    guest.run(f"modprobe virtio_net && ip addr add {GUEST}/24 dev eth0 && ip link set eth0 up")
+    sent = data(8 * MIB)
+    received = []
+    with socket.create_server(("0.0.0.0", 0)) as listener:
+
+        def serve():
+            connection, _ = listener.accept()
+            with connection:
+                connection.sendall(sent)
+                connection.shutdown(socket.SHUT_WR)
+                while block := connection.recv(MIB):
+                    received.append(block)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        port = listener.getsockname()[1]
+        guest.begin(f"nc {HOST} {port} </bin/busybox >/tmp/data && ping -c 3 -i 0.2 {HOST} >/dev/null")
+        assert pause_until_done(guest) > 5
+        thread.join(SLOW)
+    assert guest.run("md5sum </tmp/data").split()[0] == hashlib.md5(sent).hexdigest()
+    assert guest.run("md5sum </bin/busybox").split()[0] == hashlib.md5(b"".join(received)).hexdigest()
+
+
+def test_share_is_read_whole_while_the_guest_is_paused_many_times(steer, tmp_path):
+    folder = tmp_path / "share"
+    folder.mkdir()
+    for number in range(8):
+        (folder / f"file{number}").write_bytes(data(MIB + number))
+    guest = steer(full=True, cpus=2, shares=[str(folder)])
+    guest.run("modprobe virtiofs && mount -t virtiofs share /mnt")
+    guest.begin(
+        "for i in 1 2 3; do cat /mnt/file* | md5sum >>/tmp/sums; echo 3 >/proc/sys/vm/drop_caches; done"
+    )
+    assert pause_until_done(guest) > 3
+    whole = hashlib.md5(b"".join((folder / f"file{number}").read_bytes() for number in range(8))).hexdigest()
+    assert guest.run("cat /tmp/sums").split()[::2] == [whole] * 3
+
+
+def test_guests_time_stands_still_while_it_is_paused(steer):
+    guest = steer(cpus=2)
+
+    def uptime():
+        return float(guest.run("cat /proc/uptime").split()[0]), int(guest.run("date +%s"))
+
+    before, began = uptime(), time.monotonic()
+    guest.machine.pause()
+    time.sleep(20)
+    guest.machine.resume()
+    after, passed = uptime(), time.monotonic() - began
+    assert after[0] - before[0] < passed - 19
+    assert after[1] - before[1] < passed - 18
+    assert "stall" not in guest.run("dmesg")
+
+
+def test_reset_restarts_a_guest_that_runs_one_that_is_paused_and_one_that_has_panicked(steer):
+    guest = steer(cpus=2, on_panic="wait", params="quiet panic=0")
+    guest.run("echo here >/tmp/mark")
+    guest.machine.reset()
+    guest.wait_for_shell()
+    guest.run("test ! -e /tmp/mark")
+    guest.machine.pause()
+    guest.machine.reset()
+    guest.wait_for_shell()
+    guest.console.sendline("echo c >/proc/sysrq-trigger")
+    guest.console.expect_exact("end Kernel panic")
+    guest.machine.reset()
+    guest.wait_for_shell()
+    guest.console.sendline("poweroff -f")
+    assert guest.machine.wait().reason == outcome.POWEROFF
+
+
+def test_running_guest_shows_registers_memory_counters_and_obeys_sysrq_and_the_balloon(steer):
+    guest = steer(cpus=2, full=True, balloon=True)
+    assert guest.machine.registers(1)["satp"] != 0
+    assert guest.machine.read_memory(0x8020_0000 + 0x38, 4) == b"RSC\x05"
+    found = guest.machine.inspect()
+    assert found["exits"]["mmio"] > 0
+    assert found["accesses"]["pci"] > 0
+    guest.machine.sysrq("h")
+    guest.console.expect_exact("HELP")
+    guest.run("modprobe virtio_balloon")
+    guest.machine.set_balloon(64 * MIB)
+    deadline = time.monotonic() + 90
+    while guest.machine.balloon()["actual"] != 64 * MIB:
+        assert time.monotonic() < deadline, guest.machine.balloon()
+        time.sleep(0.2)
+    assert guest.machine.balloon()["statistics"]["total"] > 100 * MIB
+
+
+def test_power_key_reaches_whoever_reads_it(steer):
+    guest = steer(full=True)
+    guest.run("modprobe -a virtio_mmio virtio_input evdev")
+    assert "Power Button" in guest.run("cat /proc/bus/input/devices")
+    guest.begin("dd if=/dev/input/event0 bs=24 count=4 2>/dev/null | xxd -p -c 24")
+    while not guest.finished(1):
+        guest.machine.power_button()
+    lines = guest.console.before.split()
+    assert [line[32:] for line in lines if line.endswith("00") and len(line) == 48] == [
+        "0100740001000000",
+        "0000000000000000",
+        "0100740000000000",
+        "0000000000000000",
+    ]
+
+
+@pytest.mark.long
+def test_power_key_has_debian_power_off_cleanly(real_kvm, tmp_path):
+    image = copied(tmp_path)
+    guest = SteeredGuest(
+        full=True, cpus=2, mem="1G", disks=[str(image)], params="quiet root=/dev/vda", timeout=f"{SLOW}s"
+    )
+    try:
+        guest.console.expect_exact("debian login: ", timeout=SLOW)
+        guest.machine.power_button()
+        assert guest.machine.wait().reason == outcome.POWEROFF
+        guest.close()
+        fsck = shutil.which("e2fsck") or "/usr/sbin/e2fsck"
+        checked = subprocess.run([fsck, "-fn", image], capture_output=True, text=True, check=False)
+        assert checked.returncode == 0, checked.stdout
+    finally:
+        guest.close()
+        image.unlink()

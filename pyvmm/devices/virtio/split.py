@@ -79,7 +79,8 @@ class SplitQueue:
     def _look(self) -> bool:
         """Read the available index. It pairs with the driver's barrier between the entries and the index."""
         seen = self._load16(self._take_index)
-        if (seen - self._used) & 0xFFFF > self.size:  # also bounds what is in flight
+        offered, held = (seen - self._next) & 0xFFFF, (self._next - self._used) & 0xFFFF
+        if offered + held > self.size:  # the sum: stepping back into what is held is a jump, too
             raise QueueError(f"the available index jumped from {self._seen} to {seen}")
         self._seen = seen
         return seen != self._next

@@ -87,6 +87,19 @@ def test_more_chains_than_a_ring_holds_are_refused_while_none_came_back(connect)
         queue.complete(chain, 0)
 
 
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_index_that_steps_back_into_what_is_held_is_refused(connect, index):
+    driver, queue = connect(size=4)
+    for _ in range(3):
+        driver.add_chain([b"x"])
+    chains = [queue.pop() for _ in range(3)]
+    driver.ring.set_index(index)
+    with pytest.raises(QueueError, match="jumped"):
+        queue.pop()
+    for chain in chains:
+        queue.complete(chain, 0)
+
+
 @pytest.mark.parametrize("head", [4, 5, 0xFFFF])
 def test_head_outside_the_table_is_refused(connect, head):
     driver, queue = connect(size=4)

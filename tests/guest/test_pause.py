@@ -39,7 +39,7 @@ def pause_until_done(guest):
     """Pause and resume until the guest's command has ended; returns how often it was paused."""
     count = 0
     while not guest.finished(0.05):
-        assert count < 2000, "it makes no progress"
+        assert count < 2000, f"it makes no progress: {guest.machine.inspect()}"
         guest.machine.pause()
         before = guest.machine.registers()
         assert guest.machine.state == "paused"
@@ -79,26 +79,35 @@ def test_network_loses_no_byte_while_the_guest_is_paused_many_times(steer, vhost
     guest = steer(full=True, cpus=2, nets=[f"tap,tap={tap},vhost={vhost}"])
     subprocess.run(["ip", "addr", "add", f"{HOST}/24", "dev", tap], check=True)
     guest.run(f"modprobe virtio_net && ip addr add {GUEST}/24 dev eth0 && ip link set eth0 up")
-    sent = data(8 * MIB)
-    received = []
-    with socket.create_server(("0.0.0.0", 0)) as listener:
+    guest.run("dd if=/dev/urandom of=/tmp/given bs=1M count=16")
+    sent, received = data(16 * MIB), []
+    with socket.create_server(("0.0.0.0", 0)) as giver, socket.create_server(("0.0.0.0", 0)) as taker:
 
-        def serve():
-            connection, _ = listener.accept()
+        def give():
+            connection, _ = giver.accept()
             with connection:
                 connection.sendall(sent)
-                connection.shutdown(socket.SHUT_WR)
+
+        def take():
+            connection, _ = taker.accept()
+            with connection:
                 while block := connection.recv(MIB):
                     received.append(block)
 
-        thread = threading.Thread(target=serve, daemon=True)
-        thread.start()
-        port = listener.getsockname()[1]
-        guest.begin(f"nc {HOST} {port} </bin/busybox >/tmp/data && ping -c 3 -i 0.2 {HOST} >/dev/null")
+        threads = [threading.Thread(target=serve, daemon=True) for serve in (give, take)]
+        for thread in threads:
+            thread.start()
+        ports = [listener.getsockname()[1] for listener in (giver, taker)]
+        # A connection for each direction: busybox's nc reads nothing while what it writes is not taken.
+        guest.begin(
+            f"(nc {HOST} {ports[0]} </dev/null >/tmp/taken & nc {HOST} {ports[1]} </tmp/given; wait)"
+            f" && ping -c 3 -i 0.2 {HOST} >/dev/null"
+        )
         assert pause_until_done(guest) > 5
-        thread.join(SLOW)
-    assert guest.run("md5sum </tmp/data").split()[0] == hashlib.md5(sent).hexdigest()
-    assert guest.run("md5sum </bin/busybox").split()[0] == hashlib.md5(b"".join(received)).hexdigest()
+        for thread in threads:
+            thread.join(SLOW)
+    assert guest.run("md5sum </tmp/taken").split()[0] == hashlib.md5(sent).hexdigest()
+    assert guest.run("md5sum </tmp/given").split()[0] == hashlib.md5(b"".join(received)).hexdigest()
 
 
 def test_share_is_read_whole_while_the_guest_is_paused_many_times(steer, tmp_path):

@@ -3,13 +3,17 @@
 
 import pytest
 
+from pyvmm.lab import guests
+
 MIB = 1 << 20
 
 
 @pytest.fixture
-def vmm_config(with_modules, tmp_path):
+def vmm_config(vmm_config, tmp_path):
+    """The guest of the options, with Debian's kernel, its modules, and a disk of this test's own."""
     (tmp_path / "disk.img").write_bytes(bytes(8 * MIB))
-    return with_modules.replace(disks=[tmp_path / "disk.img"])
+    kernel, initrd = guests.kernel(), guests.initrd(full=True)
+    return vmm_config.replace(kernel=kernel, initrd=initrd, mem="512M", disks=[tmp_path / "disk.img"])
 
 
 def test_what_is_written_is_in_the_image(guest, tmp_path):

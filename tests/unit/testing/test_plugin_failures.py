@@ -224,14 +224,14 @@ def test_host_without_kvm_skips_with_the_doctors_sentence(suite, monkeypatch):
     monkeypatch.setenv("FAKE_DOCTOR", "no")
     result = suite.run("def test_it(vm): pass\ndef test_host(vmm_host): assert not vmm_host.kvm", "-rs")
     result.assert_outcomes(skipped=1, passed=1)
-    result.stdout.fnmatch_lines(["*guests cannot run: no /dev/kvm modprobe kvm"])
+    result.stdout.fnmatch_lines(["*guests cannot run: no /dev/kvm: modprobe kvm"])
 
 
 def test_host_without_kvm_fails_once_when_it_is_required(suite, monkeypatch):
     monkeypatch.setenv("FAKE_DOCTOR", "no")
     result = suite.run("def test_it(vm): pass", "--vmm-require-kvm")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["ERROR: guests cannot run: no /dev/kvm modprobe kvm"])
+    result.stderr.fnmatch_lines(["ERROR: guests cannot run: no /dev/kvm: modprobe kvm"])
 
 
 @pytest.mark.parametrize(

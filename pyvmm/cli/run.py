@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from pyvmm.terminal import RawTerminal
 
 _ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+# Devices whose drivers are modules in Debian's kernel, and the memory that the initramfs with them needs.
+_WITH_DRIVERS = ("disks", "nets", "p9", "shares", "vsock", "rng", "balloon", "devices")
+_FULL_GUEST = "512M"
 _HOSTS = ("auto", "local", "lab", "lab:aia", "lab:plic")
 
 COMMAND = Command(
@@ -62,7 +65,10 @@ def main(words: list[str]) -> int:
 
 
 def _debian_guest(values: dict[str, object], quiet: bool) -> list[str]:
-    """No kernel was named: take Debian's, and a busybox initramfs unless there is an --initrd."""
+    """No kernel was named: take Debian's, and a busybox initramfs unless there is an --initrd.
+
+    For devices it is the large one, which has their drivers and loads them.
+    """
     from pyvmm.cli.in_lab import no_progress, progress
     from pyvmm.lab import guests
 
@@ -72,8 +78,14 @@ def _debian_guest(values: dict[str, object], quiet: bool) -> list[str]:
     values["kernel"] = str(guests.kernel(progress=show_progress))
     added = [f"--kernel={values['kernel']}"]
     if "initrd" not in values:
-        values["initrd"] = str(guests.initrd(progress=show_progress))
+        full = any(noun in values for noun in _WITH_DRIVERS)
+        values["initrd"] = str(guests.initrd(full=full, progress=show_progress))
         added.append(f"--initrd={values['initrd']}")
+        if full:
+            values["params"] = f"drivers=all {values.get('params', '')}".strip()
+            added.append(f"--params={values['params']}")
+            values.setdefault("mem", _FULL_GUEST)
+            added.append(f"--mem={values['mem']}")
     return added
 
 

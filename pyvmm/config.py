@@ -168,6 +168,7 @@ class MachineConfig:
             "ports": ports,
         }
         self.devices = requests({noun: bodies for noun, bodies in nouns.items() if bodies}, devices or ())
+        self._check_balloons()
         if self.shared_memory and self.mem_backend == "anon":
             self.mem_backend = "memfd"
         self.log = log
@@ -193,6 +194,15 @@ class MachineConfig:
             raise ConfigError(
                 f"--aia-mode has no meaning with --irqchip {self.irqchip}; leave one of them out."
             )
+
+    def _check_balloons(self) -> None:
+        for request in self.devices:
+            size = request.settings.number("size") if request.kind == "balloon" else None
+            if size is not None and size >= self.mem:
+                raise ConfigError(
+                    f"{request.settings.what} would take all of the guest's {format_size(self.mem)}; "
+                    "choose a smaller balloon, or give the guest more with --mem."
+                )
 
     @property
     def shared_memory(self) -> bool:

@@ -23,7 +23,7 @@ MACHINE_OPTIONS = (
     Option("-d", "--disk", key="disks", many=True, metavar="FILE[,ro][,direct][,id=X]", group="Devices", help="raw disk image or block device"),
     Option("-n", "--network", key="nets", many=True, metavar="user|tap[,tap=X][,...]", group="Devices", help="network card: user is passt"),
     Option("--9p", key="p9", many=True, metavar="DIR[,TAG][,rw]", group="Devices", help="share a folder by 9P, read-only unless rw"),
-    Option("--share", key="shares", many=True, metavar="DIR[,TAG][,ro]", group="Devices", help="share a folder by virtio-fs (virtiofsd)"),
+    Option("--share", key="shares", many=True, metavar="DIR[,TAG][,rw]", group="Devices", help="share a folder by virtio-fs (virtiofsd), read-only unless rw"),
     Option("--vsock", key="vsock", many=True, metavar="CID", group="Devices", help="vsock with this context id"),
     Option("--rng", key="rng", many=True, value="", optional="rate=SIZE", group="Devices", help="random numbers from the host"),
     Option("--balloon", key="balloon", many=True, value="", optional="SIZE", group="Devices", help="memory balloon"),

@@ -108,3 +108,15 @@ def test_devices_come_in_the_order_of_their_nouns_and_are_numbered():
 
 def test_command_line_leaves_the_users_console_alone():
     assert MachineConfig(params="console=hvc0 quiet").command_line() == "console=hvc0 quiet"
+
+
+def test_balloon_as_large_as_the_guest_is_refused():
+    with pytest.raises(ConfigError, match="all of the guest's 256M; choose a smaller balloon"):
+        MachineConfig(balloon=["256M"])
+    assert MachineConfig(balloon=["255M"], mem="256M").devices[0].kind == "balloon"
+
+
+@pytest.mark.parametrize("noun", ["p9", "shares"])
+def test_flag_is_not_taken_for_a_folders_tag(noun):
+    with pytest.raises(ConfigError, match="tag takes a name"):
+        MachineConfig(**{noun: ["dir,ro"]})

@@ -178,6 +178,7 @@ class MachineConfig:
             {noun: _texts(noun, bodies) for noun, bodies in nouns.items() if bodies},
             _texts("devices", devices) if devices else (),
         )
+        self._check_balloons()
         if self.shared_memory and self.mem_backend == "anon":
             self.mem_backend = "memfd"
         self.log = log
@@ -215,6 +216,15 @@ class MachineConfig:
         found = list(self.devices)
         add(found, "console", f"{guest.PORT},unix={path}", "--agent")
         self.devices = tuple(found)
+
+    def _check_balloons(self) -> None:
+        for request in self.devices:
+            size = request.settings.number("size") if request.kind == "balloon" else None
+            if size is not None and size >= self.mem:
+                raise ConfigError(
+                    f"{request.settings.what} would take all of the guest's {format_size(self.mem)}; "
+                    "choose a smaller balloon, or give the guest more with --mem."
+                )
 
     @property
     def shared_memory(self) -> bool:

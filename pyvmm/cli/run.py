@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from pyvmm.terminal import RawTerminal
 
 _ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+# Devices whose drivers are modules in Debian's kernel, and the memory that the initramfs with them needs.
+_WITH_DRIVERS = ("disks", "nets", "p9", "shares", "vsock", "rng", "balloon", "devices")
+_FULL_GUEST = "512M"
 _HOSTS = ("auto", "local", "lab", "lab:aia", "lab:plic")
 
 COMMAND = Command(
@@ -95,7 +98,10 @@ def checked_name(name: object) -> str | None:
 
 
 def _add_debian_guest(values: dict[str, object], quiet: bool) -> None:
-    """No kernel was named: take Debian's, and a busybox initramfs unless there is an --initrd."""
+    """No kernel was named: take Debian's, and a busybox initramfs unless there is an --initrd.
+
+    For devices it is the large one, which has their drivers and loads them.
+    """
     from pyvmm.cli.in_lab import no_progress, progress
     from pyvmm.lab import guests
 
@@ -104,7 +110,11 @@ def _add_debian_guest(values: dict[str, object], quiet: bool) -> None:
     show_progress = no_progress if quiet else progress
     values["kernel"] = str(guests.kernel(progress=show_progress))
     if "initrd" not in values:
-        values["initrd"] = str(guests.initrd(progress=show_progress))
+        full = any(values.get(noun) for noun in _WITH_DRIVERS)
+        values["initrd"] = str(guests.initrd(full=full, progress=show_progress))
+        if full:
+            values["params"] = f"drivers=all {values.get('params', '')}".strip()
+            values.setdefault("mem", _FULL_GUEST)
 
 
 def _run_here(config: MachineConfig, name: str | None, *, verbose: bool, quiet: bool) -> int:

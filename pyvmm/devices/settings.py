@@ -59,6 +59,17 @@ def path(help: str) -> Setting:
     return Setting(_parse_text, help, is_path=True)
 
 
+def tag(help: str, default: str) -> Setting:
+    """A key with the name of a shared folder, which looks like no flag of one."""
+
+    def parse(value: str) -> str:
+        if value in ("ro", "rw"):
+            raise ValueError("a name (folders are read-only unless rw is there)")
+        return _parse_text(value)
+
+    return Setting(parse, help, default=default)
+
+
 def number(help: str, low: int, high: int, default: int | None = None) -> Setting:
     """A key with a whole number from ``low`` to ``high``, decimal or 0x."""
 

@@ -132,3 +132,15 @@ def test_agent_is_the_first_process_and_has_a_port_at_its_socket():
 def test_agent_that_could_not_start_is_refused(more, sentence):
     with pytest.raises(ConfigError, match=f"--agent {sentence}"):
         MachineConfig(agent=True, **more)
+
+
+def test_balloon_as_large_as_the_guest_is_refused():
+    with pytest.raises(ConfigError, match="all of the guest's 256M; choose a smaller balloon"):
+        MachineConfig(balloon=["256M"])
+    assert MachineConfig(balloon=["255M"], mem="256M").devices[0].kind == "balloon"
+
+
+@pytest.mark.parametrize("noun", ["p9", "shares"])
+def test_flag_is_not_taken_for_a_folders_tag(noun):
+    with pytest.raises(ConfigError, match="tag takes a name"):
+        MachineConfig(**{noun: ["dir,ro"]})

@@ -56,6 +56,9 @@ def open_root(path: str, what: str) -> int:
     try:
         os.close(openat2(root, b".", os.O_PATH, 0, _RESOLVE))
         os.stat(proc(root))
+    except PermissionError:
+        os.close(root)
+        raise ConfigError(f"{what}: {path} may not be searched by you; ask for access to it.") from None
     except OSError as error:
         os.close(root)
         raise ConfigError(

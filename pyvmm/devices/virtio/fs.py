@@ -40,7 +40,7 @@ class Fs(VirtioDevice):
     SIZE = MAX_TAG + 4
     SETTINGS: ClassVar[dict[str, keys.Setting]] = {
         "dir": keys.path("folder of the host to share"),
-        "tag": keys.text("name under which the guest mounts it", default="share"),
+        "tag": keys.tag("name under which the guest mounts it", default="share"),
         "rw": keys.flag("let the guest change the folder"),
     }
     POSITIONAL = ("dir", "tag")

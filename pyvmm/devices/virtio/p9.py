@@ -59,7 +59,7 @@ class P9(VirtioDevice):
     SIZE = 2 + MAX_TAG
     SETTINGS: ClassVar[dict[str, keys.Setting]] = {
         "dir": keys.path("folder of the host to share"),
-        "tag": keys.text("name under which the guest mounts it", default="share"),
+        "tag": keys.tag("name under which the guest mounts it", default="share"),
         "rw": keys.flag("let the guest change the folder"),
     }
     POSITIONAL = ("dir", "tag")

@@ -320,3 +320,28 @@ def test_trace_that_cannot_be_opened_is_one_sentence(pyvmm):
     code, out, err = pyvmm("hello", "--trace=mmio", "--trace-out=/nonexistent/trace").end()
     assert (code, out) == (125, b"")
     assert err == "pyvmm: The trace cannot be written to /nonexistent/trace: No such file or directory.\n"
+
+
+# Without a kernel
+
+
+@pytest.fixture
+def debian(monkeypatch):
+    """Debian's guest by name only; what is run in its place is noted."""
+    ran = []
+    monkeypatch.setattr("pyvmm.lab.guests.kernel", lambda progress: "/Image")
+    monkeypatch.setattr(
+        "pyvmm.lab.guests.initrd", lambda full, progress: "/large.cpio" if full else "/small.cpio"
+    )
+    monkeypatch.setattr("pyvmm.cli.run._run_here", lambda config, *_, **__: ran.append(config) or 0)
+    return lambda *words: (cli.main(["run", "--host=local", *words]), ran[-1])[1]
+
+
+def test_debians_guest_is_the_small_one_unless_devices_need_drivers(debian):
+    config = debian("--port=log,file=/tmp/log")
+    assert (config.initrd, config.params, config.mem) == ("/small.cpio", "", 256 << 20)
+    config = debian("--rng", "--params=quiet")
+    assert (config.initrd, config.params, config.mem) == ("/large.cpio", "drivers=all quiet", 512 << 20)
+    assert debian("--device=rng", "--mem=1G").mem == 1 << 30
+    config = debian("--rng", "--initrd=/mine")
+    assert (config.initrd, config.params) == ("/mine", "")

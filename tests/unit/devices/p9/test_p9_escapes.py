@@ -197,3 +197,12 @@ def test_host_without_openat2_is_refused_with_a_sentence(share, monkeypatch):
     monkeypatch.setattr(hostcalls, "_OPENAT2", 100_000)
     with pytest.raises(ConfigError, match=r"Linux 5\.6"):
         beneath.open_root(str(share), "--9p")
+
+
+def test_folder_that_may_not_be_searched_is_refused_with_a_sentence(share, monkeypatch):
+    def refused(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(beneath, "openat2", refused)
+    with pytest.raises(ConfigError, match="may not be searched by you"):
+        beneath.open_root(str(share), "--9p")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ _FIRST_CID = 3000
 _CIDS = 4096
 _TAPS = 256
 _POLL = 0.1
+_FOLDERS = "leases-"
 
 
 class Lease:
@@ -50,7 +52,7 @@ class Leases:
     """The leases of one place for guests (``name``), for all test processes of this user."""
 
     def __init__(self, name: str, available: int, most: int | None, base: Path | None = None) -> None:
-        self._folder = (base or store.runtime_dir()) / f"leases-{name.replace(':', '-')}"
+        self._folder = (base or store.runtime_dir()) / f"{_FOLDERS}{name.replace(':', '-')}"
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._available = available
         self._most = most
@@ -84,7 +86,7 @@ class Leases:
     def _first(self, kind: str, names: Iterator[str]) -> tuple[str, Lease]:
         with store.locked(self._folder / "lock"):
             for name in names:
-                lease = self._take(self._folder / f"{kind}-{name}", b"")
+                lease = _take(self._folder / f"{kind}-{name}", b"")
                 if lease is not None:
                     return name, lease
         raise HostError(f"every {kind} for guests of tests is taken")
@@ -101,7 +103,7 @@ class Leases:
             number = 0
             while True:
                 path = self._folder / f"memory-{os.getpid()}-{number}"
-                lease = self._take(path, f"{available} {size}".encode(), self._returned)
+                lease = _take(path, f"{available} {size}".encode(), self._returned)
                 if lease is not None:
                     self._held += 1
                     return lease
@@ -113,9 +115,7 @@ class Leases:
     def _others(self) -> Iterator[tuple[int, int]]:
         """Budget and size of every lease that somebody holds; the rest are removed."""
         for path in self._folder.glob("memory-*"):
-            lease = self._take(path, None)
-            if lease is not None:
-                lease.discard()
+            if _discarded(path):
                 continue
             try:
                 budget, size = path.read_text().split()
@@ -123,17 +123,44 @@ class Leases:
                 continue  # given back this moment
             yield int(budget), int(size)
 
-    def _take(
-        self, path: Path, content: bytes | None, released: Callable[[], None] = lambda: None
-    ) -> Lease | None:
-        """Lock ``path`` and write ``content``; None when another holds it. Under the folder's lock."""
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
-            return None
-        if content is not None:
-            os.ftruncate(fd, 0)
-            os.write(fd, content)
-        return Lease(fd, path, released)
+
+def sweep() -> None:
+    """Remove what processes that were killed have left, all leases of this user."""
+    for folder in store.runtime_dir().glob(f"{_FOLDERS}*"):
+        with store.locked(folder / "lock"):
+            for path in folder.glob("*-*"):
+                _discarded(path)
+
+
+def _discarded(path: Path) -> bool:
+    """Whether nobody held this lease, which is removed then. Under the folder's lock."""
+    lease = _take(path, None)
+    if lease is None:
+        return False
+    lease.discard()
+    return True
+
+
+def _take(path: Path, content: bytes | None, released: Callable[[], None] = lambda: None) -> Lease | None:
+    """Lock ``path`` and write ``content``; None when another holds it. Under the folder's lock."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    if content is not None:
+        os.ftruncate(fd, 0)
+        os.write(fd, content)
+    return Lease(fd, path, released)
+
+
+def main(holder: int) -> None:
+    """What the guardian of the process ``holder`` does last, as its child: wait for its end, and sweep."""
+    while os.getppid() == holder:  # it closes its files one by one, those with locks maybe last
+        time.sleep(_POLL)
+    sweep()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterable
 from functools import cached_property
@@ -27,12 +28,13 @@ from pyvmm.testing.vm import Frame, Vm
 TIMEOUT = 30.0
 """Seconds to wait for anything by default, on hardware."""
 
-# Removes the sockets and ends the forwardings of a session whose process was killed: the end of its standard
-# input is how it hears of that. A session that ends by itself leaves nothing to remove.
+# Removes the sockets, the forwardings and the leases of a session whose process was killed: the end of its
+# standard input is how it hears of that. A session that ends by itself says so, and leaves only the folder.
 _GUARDIAN = """trap '' HUP INT TERM
-cat >/dev/null
+done=$(cat)
 for undo in "$1"/*/undo; do [ -f "$undo" ] && sh "$undo"; done >/dev/null 2>&1
 rm -rf "$1"
+[ -n "$done" ] || exec "$2" -m pyvmm.testing.leases "$3"
 """
 
 
@@ -53,7 +55,7 @@ class Session:
         usable = 0 < len(base) < 40 and os.access(base, os.W_OK)
         folder = tempfile.mkdtemp(prefix="pyvmm-test-", dir=base if usable else "/tmp")
         self._guardian = subprocess.Popen(
-            ["sh", "-c", _GUARDIAN, "sh", folder],
+            ["sh", "-c", _GUARDIAN, "sh", folder, sys.executable, str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -133,9 +135,7 @@ class Session:
         for vm in list(self._vms):
             vm.close()
         if self._guardian is not None:
-            assert self._guardian.stdin is not None
-            self._guardian.stdin.close()
-            self._guardian.wait()
+            self._guardian.communicate(b"done")
         artifacts.remove_empty(self.settings.artifacts)
         artifacts.remove_empty(self.settings.artifacts.parent)
 

@@ -3,6 +3,7 @@
 
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,22 +13,24 @@ SHELL = "say Linux version 6.99 (fake)\nshell\n"
 
 
 class Suite:
-    """A folder with tests, and a way to run them. ``log`` is what the guests said of their lives."""
+    """A folder with tests, and a way to run them. ``log`` is what the guests said of their lives.
 
-    def __init__(self, pytester, monkeypatch):
+    ``runtime`` is where sockets and leases go, of this suite alone: others run at the same time.
+    """
+
+    def __init__(self, pytester, monkeypatch, runtime):
         self.pytester = pytester
         self.path = pytester.path
+        self.runtime = runtime
         self.log = self.path / "guests"
-        self.sockets = self.path / "run"
-        self.sockets.mkdir()
         environment = {
             "PYVMM_TEST_CLI": "fakes.vmm",
             "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}",
             "FAKE_LOG": str(self.log),
             "VMM_HOST": "local",
             "VMM_TIMEOUT_SCALE": "1",
-            "XDG_RUNTIME_DIR": "",
-            "TMPDIR": str(self.sockets),
+            "XDG_RUNTIME_DIR": str(runtime),
+            "PYTEST_ADDOPTS": "-p no:cacheprovider -p no:hypothesispytest",  # which takes a second to import
         }
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
@@ -43,7 +46,7 @@ class Suite:
         """Run one file of tests, in a process of its own: plugins are loaded once a process."""
         self.pytester.makepyfile(test)
         given = ["--vmm-kernel=Image"] if kernel else []
-        return self.pytester.runpytest_subprocess("-p", "no:cacheprovider", *given, *options)
+        return self.pytester.runpytest_subprocess(*given, *options)
 
     def lives(self, what):
         """The options of the guests that began, or of those that ended by themselves."""
@@ -55,6 +58,11 @@ class Suite:
         """The processes of all guests."""
         return [int(line.split()[2]) for line in self.log.read_text().splitlines()]
 
+    def leftovers(self):
+        """What there is in the folder for sockets and leases, but for the file that holds these together."""
+        found = {str(path.relative_to(self.runtime)) for path in self.runtime.rglob("*")}
+        return sorted(found - {"pyvmm", "pyvmm/leases-local", "pyvmm/leases-local/lock"})
+
     def artifacts(self, name):
         """The files of this name that are kept."""
         return sorted(self.path.glob(f".pyvmm/*/*/{name}"))
@@ -63,4 +71,6 @@ class Suite:
 @pytest.fixture
 def suite(pytester, monkeypatch):
     """A suite of tests that run guests."""
-    return Suite(pytester, monkeypatch)
+    # Its name is short, as paths of sockets must be.
+    with tempfile.TemporaryDirectory(prefix="pyvmm-t", dir="/tmp") as runtime:
+        yield Suite(pytester, monkeypatch, Path(runtime))

@@ -10,6 +10,6 @@ EXAMPLES = Path(__file__).parents[3] / "examples"
 def test_fixtures_of_the_examples_fit_together(suite):
     shutil.copytree(EXAMPLES, suite.path / "examples")
     # With ``console`` and ``guest`` alone, guests are asked for only when a test runs.
-    result = suite.pytester.runpytest_subprocess("-p", "no:cacheprovider", "--setup-plan", "examples")
+    result = suite.pytester.runpytest_subprocess("--setup-plan", "examples")
     assert result.ret == 0
     assert "error" not in result.parseoutcomes()

@@ -16,7 +16,7 @@ def test_failed_tests_guest_is_handed_to_the_user(suite):
     )
     child = pexpect.spawn(
         sys.executable,
-        ["-m", "pytest", "-p", "no:cacheprovider", "--vmm-kernel=Image", "--vmm-interact"],
+        ["-m", "pytest", "--vmm-kernel=Image", "--vmm-interact"],
         cwd=str(suite.path),
         timeout=60,
         encoding="utf-8",
@@ -35,7 +35,7 @@ def test_guest_that_ends_meanwhile_lets_the_run_go_on(suite):
     suite.pytester.makepyfile("def test_it(vm_booted): assert False")
     child = pexpect.spawn(
         sys.executable,
-        ["-m", "pytest", "-p", "no:cacheprovider", "--vmm-kernel=Image", "--vmm-interact"],
+        ["-m", "pytest", "--vmm-kernel=Image", "--vmm-interact"],
         cwd=str(suite.path),
         timeout=60,
         encoding="utf-8",

@@ -20,23 +20,11 @@ def test_it(vm_booted, vm_factory):
 
 
 @pytest.fixture
-def leftovers(suite, monkeypatch):
-    """What is left of the folders for sockets, below a name that is short enough for them."""
-    folder = suite.path / "r"
-    folder.mkdir()
-    link = f"/tmp/pyvmm-t{os.getpid()}"
-    os.symlink(folder, link)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", link)
-    yield lambda: sorted(path.name for path in folder.glob("pyvmm-test-*"))
-    os.unlink(link)
-
-
-@pytest.fixture
-def hanging(suite, leftovers):
+def hanging(suite):
     """A pytest whose test waits for two guests, in a session of its own."""
     suite.pytester.makepyfile(HANGS)
     process = subprocess.Popen(
-        [sys.executable, "-m", "pytest", "-s", "-p", "no:cacheprovider", "--vmm-kernel=Image"],
+        [sys.executable, "-m", "pytest", "-s", "--vmm-kernel=Image"],
         cwd=suite.path,
         stdout=subprocess.PIPE,
         text=True,
@@ -45,7 +33,7 @@ def hanging(suite, leftovers):
     for line in process.stdout:
         if "both run" in line:
             break
-    assert leftovers()
+    assert suite.leftovers()
     yield process
     process.kill()
     process.communicate()
@@ -66,22 +54,22 @@ def eventually(condition):
         time.sleep(0.01)
 
 
-def test_nothing_survives_kill_9(suite, hanging, leftovers):
+def test_nothing_survives_kill_9(suite, hanging):
     hanging.kill()
     hanging.wait()
     eventually(lambda: all(map(gone, suite.pids())))
-    eventually(lambda: not leftovers())
+    eventually(lambda: not suite.leftovers())
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_nothing_survives_a_signal(suite, hanging, leftovers, number):
+def test_nothing_survives_a_signal(suite, hanging, number):
     os.killpg(hanging.pid, number)
     hanging.wait()
     eventually(lambda: all(map(gone, suite.pids())))
-    eventually(lambda: not leftovers())
+    eventually(lambda: not suite.leftovers())
 
 
-def test_failing_fixture_leaves_nothing(suite, leftovers):
+def test_failing_fixture_leaves_nothing(suite):
     result = suite.run(
         """
         import pytest
@@ -101,7 +89,7 @@ def test_failing_fixture_leaves_nothing(suite, leftovers):
     )
     result.assert_outcomes(passed=1, errors=2)
     assert len(suite.lives("end")) == 2
-    assert not leftovers()
+    assert not suite.leftovers()
 
 
 def test_guest_started_on_a_thread_outlives_it(suite):
@@ -122,7 +110,7 @@ def test_guest_started_on_a_thread_outlives_it(suite):
     result.assert_outcomes(passed=1)
 
 
-def test_workers_of_xdist_do_not_clash(suite, leftovers):
+def test_workers_of_xdist_do_not_clash(suite):
     result = suite.run(
         """
         import pytest
@@ -141,7 +129,7 @@ def test_workers_of_xdist_do_not_clash(suite, leftovers):
     assert len({options["name"] for options in lives}) == 6
     assert len(suite.artifacts("console.log")) == 6
     assert len(list((suite.path / ".pyvmm").iterdir())) == 1
-    assert not leftovers()
+    assert not suite.leftovers()
 
 
 def test_no_more_guests_run_at_once_than_may(suite):

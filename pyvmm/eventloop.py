@@ -148,6 +148,9 @@ class EventLoop:
         self._timers = _Timers()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._wake_fd, select.EPOLLIN)
+        # Between those who call and the end, after which the descriptor may be somebody else's. Reentrant: a
+        # signal handler calls, too.
+        self._calling = threading.RLock()
         self._stopping = False
         self._thread: threading.Thread | None = None
 
@@ -175,16 +178,21 @@ class EventLoop:
                 self._epoll.modify(watch.fd, events)
 
     def call_soon(self, callback: Callable[[], None]) -> None:
-        """Run ``callback`` on the loop thread. Callable from any thread."""
+        """Run ``callback`` on the loop thread; not at all once that ends. Callable from any thread."""
         self._calls.append(callback)
-        os.eventfd_write(self._wake_fd, 1)
+        self._wake()
 
     def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
-        """Run ``callback`` on the loop thread after ``seconds``. Callable from any thread."""
+        """Run ``callback`` on the loop thread after ``seconds``, see ``call_soon``."""
         timer = Timer(time.monotonic() + seconds, callback, self._timers)
         if self._timers.add(timer):
-            os.eventfd_write(self._wake_fd, 1)
+            self._wake()
         return timer
+
+    def _wake(self) -> None:
+        with self._calling:
+            if not self._stopping:
+                os.eventfd_write(self._wake_fd, 1)
 
     def start(self) -> None:
         """Run the loop on a thread of its own."""
@@ -192,8 +200,9 @@ class EventLoop:
 
     def stop(self) -> None:
         """End the loop and join its thread. Callable from any thread but the loop's own."""
-        self._stopping = True
-        os.eventfd_write(self._wake_fd, 1)
+        with self._calling:
+            self._stopping = True
+            os.eventfd_write(self._wake_fd, 1)
         if self._thread is not None:
             self._thread.join()
         self._epoll.close()

@@ -59,7 +59,7 @@ class ControlServer:
     ) -> None:
         self._instance = instance
         self._on_error = on_error
-        self._loop = _Loop(self._failed)
+        self._loop = EventLoop(self._failed)
         self._sessions: set[_Session] = set()
         self._drained = threading.Event()
         self._closed = False
@@ -163,25 +163,6 @@ class ControlServer:
     def _publish(self, event: Event) -> None:
         for session in list(self._sessions):
             session.tell(event)
-
-
-class _Loop(EventLoop):
-    """An event loop that other threads may still call when it has stopped; nothing comes of it then."""
-
-    def __init__(self, on_error: Callable[[BaseException], None]) -> None:
-        super().__init__(on_error)
-        self._calling = threading.Lock()
-        self._gone = False
-
-    def call_soon(self, callback: Callable[[], None]) -> None:
-        with self._calling:
-            if not self._gone:
-                super().call_soon(callback)
-
-    def stop(self) -> None:
-        with self._calling:
-            self._gone = True
-        super().stop()
 
 
 class _Session:

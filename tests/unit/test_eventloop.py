@@ -100,3 +100,19 @@ def test_cancelled_timers_do_not_pile_up(loop):
     assert len(loop._timers) < 200
     kept.cancel()
     kept.cancel()
+
+
+def test_calls_after_the_end_are_dropped_and_write_to_nobody(errors):
+    loop = EventLoop(errors.append)
+    loop.start()
+    loop.stop()
+    reader, writer = os.pipe()  # which have the numbers of the loop's descriptors now
+    os.set_blocking(reader, False)
+    try:
+        loop.call_soon(lambda: None)
+        loop.call_later(0, lambda: None)
+        with pytest.raises(BlockingIOError):
+            os.read(reader, 8)
+    finally:
+        os.close(reader)
+        os.close(writer)

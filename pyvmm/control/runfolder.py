@@ -55,13 +55,19 @@ class Instance(_Folder):
         self._lock_fd = lock_fd
 
     def release(self) -> None:
-        """Remove the folder with all that is in it, and let others have the name. Idempotent."""
+        """Remove the folder with all that is in it, and let others have the name. Idempotent.
+
+        What cannot be removed, for somebody changed the folder of all guests, stays.
+        """
         if self._lock_fd < 0:
             return
-        with _Locked(os.path.dirname(self.folder)):
-            _remove(self.folder)
-            os.close(self._lock_fd)
-        self._lock_fd = -1
+        lock_fd, self._lock_fd = self._lock_fd, -1
+        try:
+            with _Locked(os.path.dirname(self.folder)):
+                _remove(self.folder)
+                os.close(lock_fd)
+        except (ConfigError, OSError):
+            os.close(lock_fd)
 
 
 class Found(_Folder):

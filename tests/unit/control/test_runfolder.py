@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -247,3 +248,16 @@ def test_unknown_name_is_refused_with_the_nearest_one(claim):
 def test_looking_for_guests_makes_nothing(run_folder):
     assert runfolder.running() == []
     assert not os.path.exists(run_folder)
+
+
+@pytest.mark.parametrize("harm", ["removed", "opened"])
+def test_name_can_be_given_back_whatever_became_of_the_folder(claim, run_folder, harm):
+    instance = claim("a")
+    if harm == "removed":
+        shutil.rmtree(run_folder)
+    else:
+        os.chmod(run_folder, 0o777)
+    before = len(os.listdir("/proc/self/fd"))
+    instance.release()
+    instance.release()
+    assert len(os.listdir("/proc/self/fd")) == before - 1

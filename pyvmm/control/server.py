@@ -181,6 +181,7 @@ class _Session:
         self._busy = False
         self._ended = False
         self._listening = False
+        self._more = False  # requests may wait, and nothing is read: they have their turn soon
         self._lost = 0
         self._stalled: Timer | None = None
         self.peer = Peer(loop, fd, on_data=self._received, on_gone=self._gone, on_sent=self._advance)
@@ -206,7 +207,8 @@ class _Session:
     def _gone(self) -> None:
         if self._stalled is not None:
             self._stalled.cancel()
-        self._forget(self)
+        if not self._busy:  # else it counts until its thread has ended
+            self._forget(self)
 
     def _received(self, data: bytes) -> None:
         if data:
@@ -228,8 +230,14 @@ class _Session:
                 break
             self._take(line)
         else:
-            self._loop.call_soon(self._advance)
-        self.peer.read(not self._busy and self._stalled is None and not self._ended)
+            if not self._more:
+                self._more = True
+                self._loop.call_soon(self._go_on)
+        self.peer.read(not (self._busy or self._more or self._stalled or self._ended))
+
+    def _go_on(self) -> None:
+        self._more = False
+        self._advance()
 
     def _is_stalled(self) -> bool:
         """Whether too much is unread; begins and ends the time that the client has to read it."""
@@ -258,10 +266,19 @@ class _Session:
             self._listening = True
         work = partial(self._carry_out, kind, request, arguments)
         if kind.waits:
-            self._busy = True
-            start_thread(lambda: self._answer_from_thread(work), "request")
+            self._begin(work, request)
         else:
             self.peer.send(work())
+
+    def _begin(self, work: Callable[[], bytes], request: Request) -> None:
+        """Do ``work`` on a thread."""
+        try:
+            start_thread(lambda: self._answer_from_thread(work), "request")
+        except RuntimeError:
+            sentence = "The host gives pyvmm no further thread for this."
+            self.peer.send(self._protocol.failure(request.id, sentence))
+            return
+        self._busy = True
 
     def _answer_from_thread(self, work: Callable[[], bytes]) -> None:
         answer = work()
@@ -269,6 +286,9 @@ class _Session:
 
     def _answered(self, answer: bytes) -> None:
         self._busy = False
+        if self.peer.closed:
+            self._forget(self)
+            return
         self.peer.send(answer)
         self._advance()
 

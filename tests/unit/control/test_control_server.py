@@ -10,7 +10,8 @@ from fakes.controlled import Client, FakeMachine, eventually, modes
 from fakes.threads import Background, happens, in_time
 
 from pyvmm import __version__, control
-from pyvmm.control import requests, runfolder, server
+from pyvmm.control import protocol, requests, runfolder
+from pyvmm.control import server as server_module
 from pyvmm.errors import ConfigError
 from pyvmm.outcome import PANIC, Outcome
 
@@ -183,7 +184,7 @@ def test_client_that_is_busy_or_silent_holds_up_no_other(connect, machine):
 
 
 def test_client_that_never_reads_is_bounded_and_dropped(connect, monkeypatch):
-    monkeypatch.setattr(server, "_STALLED", 0.05)
+    monkeypatch.setattr(server_module, "_STALLED", 0.05)
     greedy = connect()
 
     def flood():
@@ -204,6 +205,23 @@ def test_client_that_reads_late_gets_every_answer(connect):
     sending.result()
 
 
+def test_no_more_is_read_from_a_client_than_is_worked_on(connect, server, monkeypatch):
+    held = []
+    feed = protocol.Lines.feed
+
+    def spy(lines, data):
+        feed(lines, data)
+        held.append(len(lines._buffer))
+
+    monkeypatch.setattr(protocol.Lines, "feed", spy)
+    client = connect()
+    client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    sending = Background(lambda: (client.send(b"1\n" * (1 << 18)), client.socket.shutdown(socket.SHUT_WR)))
+    assert client.rest().count(b"\n") == 1 << 18
+    sending.result()
+    assert max(held) <= 128 << 10
+
+
 def test_client_may_stop_sending_and_still_be_answered(connect):
     client = connect()
     client.send(b'{"id":1,"do":"pause"}\n{"id":2,"do":"status"}\n')
@@ -218,6 +236,34 @@ def test_request_of_a_client_that_has_gone_is_carried_out(connect, machine):
     gone.close()
     happens(machine.pausing)
     assert connect().ask("status")["ok"]
+
+
+def test_clients_that_go_while_their_requests_wait_still_count(connect, server, machine, monkeypatch):
+    monkeypatch.setattr(server_module, "MOST_CLIENTS", 2)
+    machine.gate.clear()
+    for _ in range(2):
+        gone = connect()
+        gone.send(b'{"do":"pause"}\n')
+        happens(machine.pausing)
+        machine.pausing.clear()
+        gone.close()
+    refused = Client(os.path.join(server.folder, "control.sock"))
+    assert "Too many clients" in refused.line()["error"]
+    refused.close()
+    machine.gate.set()
+    eventually(lambda: not server._sessions)
+    assert connect().ask("status")["ok"]
+
+
+def test_host_that_gives_no_thread_refuses_the_request_and_harms_nobody(connect, machine, monkeypatch):
+    def no_thread(target, name):
+        raise RuntimeError("can't start new thread")
+
+    client = connect()
+    monkeypatch.setattr(server_module, "start_thread", no_thread)
+    assert client.ask("pause")["error"] == "The host gives pyvmm no further thread for this."
+    assert client.ask("status")["ok"]
+    assert machine.ended is None
 
 
 def test_beyond_a_bound_clients_are_refused_with_a_sentence(connect, server, monkeypatch):
@@ -335,7 +381,7 @@ def test_who_sees_the_connection_end_can_have_the_name(machine):
 
 
 def test_client_that_does_not_read_holds_up_the_end_for_a_moment_only(machine, monkeypatch):
-    monkeypatch.setattr(server, "_FAREWELL", 0.05)
+    monkeypatch.setattr(server_module, "_FAREWELL", 0.05)
     served = control.serve(machine, "guest")
     machine.prints(b"x" * (256 << 10))
     stuck = Client(os.path.join(served.folder, "console.sock"))
@@ -359,7 +405,7 @@ def test_nothing_is_left_of_a_server(machine, run_folder):
 
 
 def test_request_under_way_at_the_end_is_answered_or_dropped_but_not_waited_for(machine, monkeypatch):
-    monkeypatch.setattr(server, "_FAREWELL", 0.05)
+    monkeypatch.setattr(server_module, "_FAREWELL", 0.05)
     machine.gate.clear()
     served = control.serve(machine, "guest")
     client = Client(os.path.join(served.folder, "control.sock"))
@@ -420,7 +466,7 @@ def test_kill_ends_the_guest_while_a_stop_waits(connect, machine):
 
 
 def test_stop_gives_up_when_the_guest_is_no_longer_served(machine, monkeypatch):
-    monkeypatch.setattr(server, "_FAREWELL", 30)
+    monkeypatch.setattr(server_module, "_FAREWELL", 30)
     machine.obeys = "nothing"
     served = control.serve(machine, "guest")
     client = Client(os.path.join(served.folder, "control.sock"))

@@ -189,9 +189,9 @@ def vm_factory(
 
 
 @pytest.fixture
-def vm(vm_factory: Callable[..., Vm]) -> Vm:
-    """A guest, not started."""
-    return vm_factory()
+def vm(request: pytest.FixtureRequest, vm_factory: Callable[..., Vm]) -> Vm:
+    """A guest, not started. Its indirect parameters are nouns."""
+    return vm_factory(**getattr(request, "param", {}))
 
 
 @pytest.fixture
@@ -203,12 +203,14 @@ def vm_booted(vm: Vm) -> Vm:
 
 
 @pytest.fixture(scope="module")
-def vm_module(request: pytest.FixtureRequest, vmm_config: GuestConfig) -> Generator[Vm, None, None]:
+def vm_module(
+    request: pytest.FixtureRequest, vmm_config: GuestConfig, vmm_kernel: str | None
+) -> Generator[Vm, None, None]:
     """A booted guest that the tests of a module share. Once it is gone, the rest of them are skipped."""
     from pyvmm.testing import lifecycle
 
-    with lifecycle.Factory(request, vmm_config) as factory:
-        booted = factory()
+    with lifecycle.Factory(request, vmm_config, vmm_kernel) as factory:
+        booted = factory(**getattr(request, "param", {}))
         booted.start()
         booted.wait_ready()
         yield booted

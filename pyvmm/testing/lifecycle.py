@@ -14,6 +14,7 @@ from pyvmm.testing.interact import interact
 from pyvmm.testing.vm import Vm
 
 _VMS = pytest.StashKey[list[Vm]]()
+_SHARED = pytest.StashKey[dict[str, list[Vm]]]()  # of a module: its guests for each kernel
 _FAILED = pytest.StashKey[bool]()
 _LOST_LINES = "lines of the trace were dropped"
 
@@ -21,15 +22,20 @@ Node = pytest.Item | pytest.Collector
 
 
 class Factory:
-    """Makes the guests of one test, or of one module, and ends them."""
+    """Makes the guests of one test, or of one module with one ``kernel``, and ends them."""
 
-    def __init__(self, request: pytest.FixtureRequest, base: GuestConfig) -> None:
+    def __init__(self, request: pytest.FixtureRequest, base: GuestConfig, kernel: str | None = None) -> None:
         self._node: Node = request.node
         self._session = sessions.of(request.config)
         self._session.require_guests()
         self._traced = "trace" in request.fixturenames
         self._config = sessions.marked(base, self._node)
-        self._vms = self._node.stash.setdefault(_VMS, [])
+        self._vms: list[Vm] = []
+        if isinstance(self._node, pytest.Collector):
+            shared = self._node.stash.setdefault(_SHARED, {})
+            shared[_variant(kernel, getattr(request, "param", None))] = self._vms
+        else:
+            self._node.stash[_VMS] = self._vms
 
     def __call__(self, **nouns: object) -> Vm:
         """A guest: that of the options, fixtures and markers, with ``nouns`` changed. Raises ConfigError."""
@@ -138,4 +144,11 @@ def _module_vms(item: pytest.Item) -> list[Vm]:
     module = item.getparent(pytest.Module)
     if module is None or "vm_module" not in getattr(item, "fixturenames", ()):
         return []
-    return module.stash.get(_VMS, [])
+    params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    variant = _variant(params.get("vmm_kernel"), params.get("vm_module"))
+    return module.stash.get(_SHARED, {}).get(variant, [])
+
+
+def _variant(kernel: object, nouns: object) -> str:
+    """Which of the guests that a module has one after another: by its kernel and its own parameters."""
+    return repr((kernel, nouns))

@@ -119,6 +119,37 @@ def test_module_shares_one_boot(suite):
     assert len(suite.lives("begin")) == 1
 
 
+def test_module_boots_once_for_each_kernel(suite):
+    suite.kernel("say one\nshell\n", "Image-6.12")
+    suite.kernel("say two\nshell\n", "Image-7.0")
+    result = suite.run(
+        """
+        def test_one(vm_module): assert vm_module.state == "running"
+        def test_two(vm_module): assert vm_module.state == "running"
+        """,
+        "--vmm-kernel=Image-*",
+        kernel=False,
+    )
+    result.assert_outcomes(passed=4)
+    assert len(suite.lives("begin")) == 2
+
+
+def test_nouns_come_from_indirect_parameters_too(suite):
+    suite.run(
+        """
+        import pytest
+
+        @pytest.mark.vmm(mem="32M", cpus=2)
+        @pytest.mark.parametrize("vm", [{"cpus": 4}], indirect=True)
+        def test_it(vm_booted): pass
+
+        @pytest.mark.parametrize("vm_module", [{"cpus": 3}], indirect=True)
+        def test_module(vm_module): pass
+        """
+    ).assert_outcomes(passed=2)
+    assert [(one.get("mem"), one.get("cpus")) for one in suite.lives("begin")] == [("32M", "4"), (None, "3")]
+
+
 def test_trace_counts_events_by_kind_device_and_section(suite):
     suite.kernel(
         "trace [    0.100000] cpu0   sbi.hsm_hart_start call 0x1 0x2 0x0 -> 0 0x0 pc=0x8\n"

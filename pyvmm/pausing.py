@@ -65,6 +65,7 @@ class Pausing:
         self._gate = gate
         self._workers = workers
         self._time: int | None = None  # of the guest
+        self._quiet = 0  # so many of the board's devices were told to be
         #: The board that is paused.
         self.board: Board | None = None
 
@@ -83,6 +84,7 @@ class Pausing:
             patience.wait(self._gate.settled().wait, partial(_BUSY_HOST.format, limit=LIMIT))
             patience.wait(self._workers.idle, partial(_BUSY_HOST.format, limit=LIMIT))
             for device in board.devices:
+                self._quiet += 1
                 device.quiesce()
         except BaseException:
             self._go_on(board)
@@ -98,6 +100,7 @@ class Pausing:
     def let_go(self) -> None:
         """For the end of a board, paused or not: its devices may finish; its vCPUs stay as they are."""
         self.board = self._time = None
+        self._quiet = 0
         self._workers.release()
         self._gate.open()
 
@@ -126,7 +129,8 @@ class Pausing:
 
     def _go_on(self, board: Board) -> None:
         """From wherever ``pause`` came to."""
-        for device in board.devices:
+        quiet, self._quiet = self._quiet, 0
+        for device in board.devices[:quiet]:  # the others may be at work, if a pause failed
             device.go_on()
         self._workers.release()
         self._gate.open()

@@ -8,6 +8,7 @@ raises MachineError with a sentence when the guest cannot do it, or has ended.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 
 from pyvmm.errors import MachineError
@@ -29,7 +30,14 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
+#: Seconds to wait for what somebody else asked of the guest, or for a restart that is under way.
+PATIENCE = 20.0
+#: Seconds in which a reset must be done.
+RESET_LIMIT = 100.0
+
 _ENDED = "The guest has ended."
+_RESTARTING = "The guest is being restarted, which takes long. Does somebody read the console's output?"
+_BUSY = "The guest is still busy with another request; try again."
 
 
 class Steering:
@@ -118,7 +126,9 @@ class Steering:
         self._on_board(self._restart)
         rebooting = self._rebooting
         if rebooting is not None:
-            rebooting.join()
+            _join(rebooting, RESET_LIMIT)
+        if self._has_ended():
+            raise MachineError(_ENDED)
 
     def _restart(self, board: Board) -> None:
         """Have ``board`` replaced on another thread; not when it is on its way out already."""
@@ -174,8 +184,11 @@ class Steering:
 
     def _on_board(self, act: Callable[[Board], T]) -> T:
         """What ``act`` returns, which is given the board that runs. Waits for the end of a reboot."""
+        deadline = time.monotonic() + PATIENCE
         while True:
-            with self._steering:
+            if not self._steering.acquire(timeout=_left(deadline)):
+                raise MachineError(_RESTARTING if self.state == "rebooting" else _BUSY)
+            try:
                 with self._state:
                     board, rebooting = self._board, self._rebooting
                 if self._has_ended():
@@ -184,5 +197,17 @@ class Steering:
                     raise MachineError("The guest has not been started.")
                 if board is not None:
                     return act(board)
+            finally:
+                self._steering.release()
             if rebooting is not None:
-                rebooting.join()
+                _join(rebooting, _left(deadline))
+
+
+def _left(deadline: float) -> float:
+    return max(0.0, deadline - time.monotonic())
+
+
+def _join(rebooting: threading.Thread, seconds: float) -> None:
+    rebooting.join(seconds)
+    if rebooting.is_alive():
+        raise MachineError(_RESTARTING)

@@ -5,7 +5,7 @@ import os
 import threading
 
 import pytest
-from fakes.guests import echo, idle, prints, suspend
+from fakes.guests import echo, flood, idle, prints, suspend
 from fakes.kernel import call, reset, shutdown
 from fakes.threads import Background, happens, in_time, read
 
@@ -313,6 +313,53 @@ def test_devices_with_other_halves_are_quiesced_and_go_on(run):
     in_time(it.machine.pause)
     in_time(it.machine.resume)
     assert seen == [("quiesce", False), ("go on", False)]
+
+
+def test_devices_that_were_not_quiesced_hear_nothing_of_a_pause_that_failed(run, hasty):
+    """They may be at work: only while everything stands still are their halves touched from here."""
+    held, busy = threading.Event(), threading.Event()
+    it = run([call(lambda vcpu: (busy.set(), happens(held)))], rng=[""])
+    seen = []
+    (device,) = it.machine.prepare().devices
+    device.quiesce = lambda: seen.append("quiesce")
+    device.go_on = lambda: seen.append("go on")
+    it.start()
+    happens(busy)
+    with pytest.raises(MachineError, match="CPU 0 did not stop"):
+        in_time(it.machine.pause)
+    held.set()
+    it()
+    assert seen == []
+
+
+@pytest.mark.parametrize("act", ["pause", "power_button", "inspect", "reset"])
+def test_reboot_that_a_reader_holds_up_is_waited_for_only_so_long(run, monkeypatch, act):
+    monkeypatch.setattr("pyvmm.machine._PATIENCE", 0.0)
+    monkeypatch.setattr("pyvmm.steering.PATIENCE", 0.01)
+    monkeypatch.setattr("pyvmm.steering.RESET_LIMIT", 0.01)
+    it = run(cpus=2)
+    waiting, rebooting, room = threading.Event(), threading.Event(), threading.Event()
+    writer = it.machine._writer
+    monkeypatch.setattr(writer, "_wait_for_room", lambda: (waiting.set(), happens(room)))
+    it.on_note = lambda text: rebooting.set() if text == "the guest reboots" else None
+    it.kernel.scripts = {0: [call(lambda vcpu: happens(waiting)), reset()], 1: [flood]}
+    it.machine.prepare()
+    it.kernel.vm.vcpus[1].mp_state = uapi.KVM_MP_STATE_RUNNABLE
+    it.start()
+    happens(rebooting)
+    with pytest.raises(MachineError, match=r"is being restarted.*Does somebody read the console's output\?"):
+        in_time(getattr(it.machine, act))
+    room.set()
+    it.machine.end(QUIT)
+    in_time(it.machine.close)
+
+
+def test_reset_that_fails_says_that_the_guest_has_ended(run, image):
+    it = run()
+    ticking(it)
+    os.unlink(image)
+    with pytest.raises(MachineError, match="has ended"):
+        in_time(it.machine.reset)
 
 
 def test_listener_that_was_taken_away_hears_no_more(run):

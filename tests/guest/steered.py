@@ -60,6 +60,14 @@ class SteeredGuest:
         """Whether the command has ended, after at most so many seconds of looking."""
         return self.console.expect([rf"DONE{self._commands}:0\r\n", pexpect.TIMEOUT], timeout=seconds) == 0
 
+    def went_on(self):
+        """Whether the command has ended; else it has printed a dot, which is waited for."""
+        return self.console.expect([rf"DONE{self._commands}:0\r\n", r"\."]) == 0
+
+    def forget_dots(self):
+        """Have ``went_on`` wait for a dot that is yet to come."""
+        self.console.buffer = self.console.buffer.replace(".", "")
+
     def run(self, command, timeout=PATIENCE):
         self.begin(command)
         return self.finish(timeout)

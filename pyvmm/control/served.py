@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     Event = dict[str, object]
 
 _MOST_UNREAD = 1 << 20
+_PIECE_COST = 512  # bytes that a piece of input takes beside its own
 
 
 class Served:
@@ -88,23 +89,16 @@ class Served:
 
     def type(self, data: bytes) -> None:
         """Type ``data`` into the guest's console. Raises ConfigError while it does not read."""
+        cost = len(data) + _PIECE_COST
         with self._unread_lock:
-            if self._unread + len(data) > _MOST_UNREAD:
+            if self._unread + cost > _MOST_UNREAD:
                 raise ConfigError("The guest has not yet read what was typed before.")
-            self._unread += len(data)
-        self.send_input(data, lambda: self._taken(len(data)))
+            self._unread += cost
+        self.machine.send_input(data, lambda: self._taken(cost))
 
-    def send_input(self, data: bytes, taken: Callable[[], None]) -> None:
-        """As the machine's, also when that is being closed."""
-        if self.machine.state != "ended":
-            try:
-                self.machine.send_input(data, taken)
-            except OSError:
-                pass  # it ended just now
-
-    def _taken(self, count: int) -> None:
+    def _taken(self, cost: int) -> None:
         with self._unread_lock:
-            self._unread -= count
+            self._unread -= cost
 
     def console_log(self) -> bytes:
         """The console output that was kept."""

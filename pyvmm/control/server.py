@@ -68,7 +68,7 @@ class ControlServer:
         self._listener: Listener | None = None
         try:
             self._hub = ConsoleHub(
-                self._loop, instance.path(CONSOLE_SOCKET), machine.observe_console, self.served.send_input
+                self._loop, instance.path(CONSOLE_SOCKET), machine.observe_console, machine.send_input
             )
             # Last: once it is there, so is everything else.
             self._listener = Listener(self._loop, instance.path(CONTROL_SOCKET), self._connected)

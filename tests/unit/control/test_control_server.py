@@ -110,6 +110,16 @@ def test_guest_that_does_not_read_cannot_be_typed_at_for_ever(connect, machine):
     assert client.ask("send", text="x" * (500 << 10))["ok"]
 
 
+@pytest.mark.parametrize("text", ["", "x"])
+def test_many_small_texts_count_for_what_they_cost(connect, machine, text):
+    machine.reads_input = False
+    client = connect()
+    answers = []
+    while len(answers) < 5000 and (not answers or answers[-1]["ok"]):
+        answers.append(client.ask("send", text=text))
+    assert answers[-1]["error"] == "The guest has not yet read what was typed before."
+
+
 def test_kept_console_output_can_be_had(connect, machine):
     machine.prints(b"Linux \xff\x1b[0m\n")
     log = connect().ask("console_log")["result"]["data"]

@@ -21,6 +21,7 @@ DTB = "machine.dtb"
 CONFIG = "config.json"
 TRACE = "trace.txt"
 _NAME_LIMIT = 120
+_LINE_LIMIT = 512  # of the trace's
 
 
 def folder_name(nodeid: str) -> str:
@@ -68,6 +69,14 @@ def events(folder: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Writes events, one line each, as they come."""
     with (folder / EVENTS).open("w", buffering=1) as file:
         yield lambda event: print(json.dumps(event), file=file)
+
+
+def trace_tail(folder: Path, count: int = 20) -> list[str]:
+    """The last lines of a guest's trace; none when it has no trace."""
+    with contextlib.suppress(OSError), (folder / TRACE).open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - count * _LINE_LIMIT))
+        return file.read().decode("utf-8", "replace").splitlines()[-count:]
+    return []
 
 
 def listing(folder: Path) -> list[str]:

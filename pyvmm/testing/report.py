@@ -26,6 +26,8 @@ def sections(vms: Iterable[Vm], error: BaseException | None) -> list[tuple[str, 
         lines += ["pyvmm said:", *(f"    {line}" for line in vm.said()[-20:])] if vm.said() else []
         if tail and tail != shown and vm.frame.show_tail:
             lines += ["the console's last lines:", *(f"    {line}" for line in tail)]
+        trace = artifacts.trace_tail(vm.folder)
+        lines += ["the trace's last lines:", *(f"    {line}" for line in trace)] if trace else []
         lines += ["artifacts:", *(f"    {path}" for path in artifacts.listing(vm.folder))]
         found.append((f"guest {vm.name}", "\n".join(lines)))
     return found

@@ -16,7 +16,7 @@ import pytest
 from pyvmm import profiles
 from pyvmm.errors import ConfigError
 from pyvmm.testing import artifacts
-from pyvmm.testing.config import GuestConfig, from_markers
+from pyvmm.testing.config import NOUNS, GuestConfig, from_markers
 from pyvmm.testing.errors import visible
 from pyvmm.testing.host import Host
 from pyvmm.testing.leases import Leases
@@ -88,7 +88,8 @@ class Session:
         settings = self.settings
         nouns: dict[str, object] = {}
         if settings.config_file or settings.profile:
-            nouns.update(profiles.load(settings.config_file, settings.profile))
+            found = profiles.load(settings.config_file, settings.profile)
+            nouns = {noun: value for noun, value in found.items() if noun in NOUNS}
         given = {"kernel": kernel, "initrd": settings.initrd, "mem": settings.mem, "cpus": settings.cpus}
         nouns.update((noun, value) for noun, value in given.items() if value is not None)
         return GuestConfig(**nouns)

@@ -220,6 +220,15 @@ def test_module_whose_guest_died_skips_the_rest_with_the_reason(suite):
     result.stdout.fnmatch_lines(["*the guest of this module is gone: the guest ended: the guest powered off"])
 
 
+def test_last_lines_of_the_trace_are_in_the_report(suite):
+    lines = [f"[    0.{number:06}] cpu0   uart.THR write 1 0x41  pc=0x80200000" for number in range(30)]
+    suite.kernel("".join(f"trace {line}\n" for line in lines) + "shell\n")
+    result = suite.run("def test_it(vm_booted, trace, console):\n console.expect('# ')\n assert False")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["the trace's last lines:", *(f"    [[]{line[1:]}" for line in lines[-20:])])
+    assert lines[9] not in result.stdout.str()
+
+
 def test_trace_with_gaps_is_no_base_for_a_verdict(suite):
     suite.kernel("warn 3 lines of the trace were dropped: its reader was too slow\nshell\n")
     result = suite.run("def test_it(trace): assert trace.count() == 0\ndef test_other(vm_booted): pass")

@@ -82,6 +82,18 @@ def test_nouns_come_from_options_then_fixtures_then_markers(suite):
     assert options["on-reboot"] == "exit"
 
 
+def test_file_and_profile_come_before_options(suite):
+    (suite.path / "pyvmm.toml").write_text(
+        '[defaults]\nmem = "16M"\nlog = "console.log"\ntrace = "mmio"\n[profile.two]\ncpus = 2\nmem = "32M"\n'
+    )
+    suite.run(
+        "def test_it(vm_booted): pass", "--vmm-config=pyvmm.toml", "--vmm-profile=two", "--vmm-mem=64M"
+    ).assert_outcomes(passed=1)
+    (options,) = suite.lives("begin")
+    assert (options["mem"], options["cpus"]) == ("64M", "2")
+    assert "log" not in options  # the plugin has its own, and a folder for it
+
+
 def test_factory_makes_several_guests_with_their_own_nouns(suite):
     result = suite.run(
         """

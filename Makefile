@@ -22,8 +22,9 @@ lint: $(DEV_STAMP)
 types: $(DEV_STAMP)
 	$(BIN)/mypy
 
+# In parallel, but each file in one process: some of them count over all their tests.
 unit: $(DEV_STAMP)
-	$(BIN)/pytest tests/unit tests/model tests/test_layering.py
+	$(BIN)/pytest -n auto --dist loadfile tests/model tests/unit tests/test_layering.py
 
 abi: $(DEV_STAMP)
 	$(BIN)/pytest tests/abi

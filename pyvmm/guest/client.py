@@ -154,14 +154,7 @@ class Guest:
             process = self._begin(target, _string("a", target), protocol.PUT, mode=_mode(mode, 0o644))
             process.write(source)
         else:
-            try:
-                with open(source, "rb") as file:
-                    mode = _mode(mode, os.fstat(file.fileno()).st_mode)
-                    process = self._begin(target, _string("a", target), protocol.PUT, mode=mode)
-                    while data := file.read(_PIECE):
-                        process.write(data)
-            except OSError as error:
-                raise ConfigError(f"{os.fspath(source)} cannot be read: {error.strerror}.") from error
+            process = self._send_file(source, target, mode)
         process.close_input()
         process.wait()
         _check(process)
@@ -220,6 +213,20 @@ class Guest:
             if channel.alive:
                 process.abandon()
             raise
+
+    def _send_file(self, source: str | os.PathLike[str], target: str, mode: int | None) -> Process:
+        process = None
+        try:
+            with open(source, "rb") as file:
+                mode = _mode(mode, os.fstat(file.fileno()).st_mode)
+                process = self._begin(target, _string("a", target), protocol.PUT, mode=mode)
+                while data := file.read(_PIECE):
+                    process.write(data)
+        except OSError as error:
+            if process is not None:
+                process.abandon()
+            raise ConfigError(f"{os.fspath(source)} cannot be read: {error.strerror}.") from error
+        return process
 
     def _save(self, process: Process, target: str | os.PathLike[str]) -> None:
         try:

@@ -33,7 +33,8 @@ def test_guest_is_listed_by_its_name_and_leaves_nothing(pyvmm, ask, run_folder, 
     code, out, _ = ask("ps", "--json", "--host=local")
     (row,) = json.loads(out)
     assert (code, row["name"], row["state"], row["program"]) == (0, "box", "running", image)
-    assert ask("kill", "box", "--host=local")[0] == 0
+    code, _, err = ask("kill", "box", "--host=local")
+    assert code == 0, err
     code, _, err = it.end()
     assert code == 137
     assert err.endswith("pyvmm: ended by pyvmm kill\n")
@@ -85,7 +86,8 @@ def test_output_that_nobody_takes_does_not_keep_others_from_the_guest(pyvmm, ask
     it = pyvmm("flood", "--name=box")
     reachable("box")
     assert ask("pause", "box", "--host=local")[0] in (0, 125)  # its vCPU may wait for the reader
-    assert ask("kill", "box", "--host=local")[0] == 0
+    code, _, err = ask("kill", "box", "--host=local")
+    assert code == 0, err
     it.process.wait(60)
     assert it.process.returncode == 137
 

@@ -162,6 +162,8 @@ class Channel:
                 count = os.write(fd, self._out[:_READ_SIZE])
             except BlockingIOError:
                 return
+            except (BrokenPipeError, ConnectionResetError):  # it may have said something before: reading ends
+                count = len(self._out)
             was_congested = self.congested
             del self._out[:count]
             if was_congested and not self.congested:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The client of the guest's agent, with an agent that says what the test wants."""
 
+import io
 import struct
 
 import pytest
@@ -333,3 +334,33 @@ def test_a_status_that_cannot_be_is_cut_to_one_that_can(agent, ready, how, value
     running = Background(lambda: ready.run("x"))
     agent.exit(agent.expect_start()[0], value, how=how, stage=77)
     assert 0 <= running.result().status <= 255
+
+
+def test_last_words_are_heard_of_a_guest_that_hears_no_more(agent, ready):
+    running = Background(lambda: ready.start(["x"]))
+    session, _, _ = agent.expect_start()
+    process = running.result()
+    with ready._channel.changed:  # the thread takes nothing before all this has happened
+        for _ in range(4):
+            agent.output(session, bytes(16384))
+        agent.exit(session, 3)
+        agent.hang_up()
+        process.signal(1)
+    assert in_time(process.wait) == 3
+    assert len(process.take(STDOUT)) == 4 * 16384
+
+
+def test_source_that_cannot_be_read_on_frees_its_place(agent, ready, tmp_path, monkeypatch):
+    class Failing(io.BytesIO):
+        def read(self, size=-1):
+            raise OSError(5, "Input/output error")
+
+        def fileno(self):
+            return 0
+
+    monkeypatch.setattr("builtins.open", lambda *_: Failing())
+    copying = Background(lambda: ready.put("source", "/target"))
+    session, _, _ = agent.expect_start()
+    with pytest.raises(ConfigError, match="source cannot be read: Input/output error"):
+        copying.result()
+    assert agent.expect(SIGNAL)[1:] == (session, struct.pack("<I", 9))

@@ -33,21 +33,31 @@ def test_host_without_kvm_fails_once_when_it_is_required(suite, monkeypatch):
     result.stderr.fnmatch_lines(["ERROR: guests cannot run: no /dev/kvm: modprobe kvm"])
 
 
-@pytest.mark.parametrize(
-    ("marker", "sentence"),
-    [
-        ("vmm(memory='1G')", "*a guest has no 'memory'. Did you mean mem[?]"),
-        ("vmm('1G')", "*it takes keywords only."),
-        ("vmm_requires(irq='aia')", "*vmm_requires has no 'irq'.*"),
-        ("vmm_timeout()", "*it takes one number of seconds."),
-        ("vmm_allow_panic(1)", "*it takes keywords only."),
-        ("vmm_alow_panic", "*there is no such marker. Did you mean vmm_allow_panic[?]"),
-    ],
-)
-def test_misspelt_marker_is_an_error_of_the_collection(suite, marker, sentence):
-    result = suite.run(f"import pytest\n@pytest.mark.{marker}\ndef test_it(): pass")
-    result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines([sentence])
+MISSPELT = {
+    "vmm(memory='1G')": "*a guest has no 'memory'. Did you mean mem[?]",
+    "vmm('1G')": "*it takes keywords only.",
+    "vmm_requires(irq='aia')": "*vmm_requires has no 'irq'.*",
+    "vmm_timeout()": "*it takes one number of seconds.",
+    "vmm_allow_panic(1)": "*it takes keywords only.",
+    "vmm_alow_panic": "*there is no such marker. Did you mean vmm_allow_panic[?]",
+}
+
+
+def test_misspelt_marker_is_an_error_of_the_collection(suite):
+    files = {
+        f"test_{number}": f"import pytest\n@pytest.mark.{marker}\ndef test_it(): pass"
+        for number, marker in enumerate(MISSPELT)
+    }
+    suite.pytester.makepyfile(**files)
+    result = suite.run("def test_it(): pass")
+    result.assert_outcomes(errors=len(MISSPELT))
+    result.stdout.fnmatch_lines(
+        [
+            line
+            for number, said in enumerate(MISSPELT.values())
+            for line in (f"*collecting test_{number}.py*", said)
+        ]
+    )
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "errors": set(),
     "layout": set(),
     "nearest": set(),
+    "closing": {"errors"},
     "threads": set(),
     "hostfile": {"errors"},
     "suspend": {"devices"},
@@ -25,8 +26,8 @@ MAY_IMPORT = {
     "config": {"devicelist", "errors", "layout"},
     "devicelist": {"devices", "errors"},
     "backplane": {
-        "config", "devicelist", "devices", "devicetree", "errors", "layout", "memory", "mmio", "pcitree",
-        "ring",
+        "closing", "config", "devicelist", "devices", "devicetree", "errors", "layout", "memory", "mmio",
+        "pcitree", "ring",
     },
     "inspection": {"backplane", "board", "devices"},
     "doorbells": {"errors", "kvm"},
@@ -54,9 +55,9 @@ MAY_IMPORT = {
     "irqchip": {"kvm", "devices", "mmio", "devicetree", "layout", "errors"},
     "harts": {"kvm", "isa", "devicetree", "config", "errors", "nearest"},
     "board": {
-        "backplane", "config", "console", "devices", "devicetree", "doorbells", "errors", "eventloop",
-        "exittrace", "fdt", "harts", "hostfile", "irqchip", "kvm", "layout", "loader", "memory", "messages",
-        "mmio", "outcome", "peripherals", "ring", "runner", "sbi", "suspend", "trace",
+        "backplane", "closing", "config", "console", "devices", "devicetree", "doorbells", "errors",
+        "eventloop", "exittrace", "fdt", "harts", "hostfile", "irqchip", "kvm", "layout", "loader", "memory",
+        "messages", "mmio", "outcome", "peripherals", "ring", "runner", "sbi", "suspend", "trace",
     },
     "preview": {
         "backplane", "config", "devicetree", "fdt", "harts", "irqchip", "isa", "kvm", "layout", "loader",

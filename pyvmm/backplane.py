@@ -7,8 +7,9 @@ What a machine's device tree says of it can be known without any of that: see ``
 from __future__ import annotations
 
 from pyvmm import layout
+from pyvmm.closing import close_all
 from pyvmm.devices.virtio.device import VirtioDevice
-from pyvmm.errors import ConfigError, PyvmmError
+from pyvmm.errors import ConfigError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -169,11 +170,5 @@ class Backplane:
 
         All of them, whatever one of them raises; then raises the first of it.
         """
-        errors = []
-        for part in (*self.virtio.values(), *self.edu, *([self.pci] if self.pci else [])):
-            try:
-                part.close()
-            except PyvmmError as error:
-                errors.append(error)
-        if errors:
-            raise errors[0]
+        parts = (*self.virtio.values(), *self.edu, *([self.pci] if self.pci else []))
+        close_all(part.close for part in parts)

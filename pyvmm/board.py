@@ -11,6 +11,7 @@ from functools import partial
 
 from pyvmm import exittrace, handover, harts, hostfile, irqchip, layout, outcome, peripherals
 from pyvmm.backplane import Backplane, Slots
+from pyvmm.closing import close_all
 from pyvmm.devices.powerbutton import PowerButton
 from pyvmm.devices.rtc import GoldfishRtc
 from pyvmm.devices.uart8250 import Uart8250
@@ -243,15 +244,8 @@ class Board:
         self._close_down_to(0)
 
     def _close_down_to(self, mark: int) -> None:
-        """Run every closer above ``mark``, whatever they raise; then raise the first of it."""
-        errors = []
-        while len(self._closers) > mark:
-            try:
-                self._closers.pop()()
-            except PyvmmError as error:
-                errors.append(error)
-        if errors:
-            raise errors[0]
+        """Run every closer above ``mark``, the last one first."""
+        close_all(self._closers.pop() for _ in range(len(self._closers) - mark))
 
     def listen(self, wanted: bool) -> None:
         """Take console input from now on, or leave it with the host. Callable from any thread."""

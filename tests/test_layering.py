@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "errors": set(),
     "layout": set(),
     "nearest": set(),
+    "closing": {"errors"},
     "threads": set(),
     "hostfile": {"errors"},
     "suspend": {"devices"},
@@ -27,8 +28,8 @@ MAY_IMPORT = {
     "guest": {"cpio", "errors", "threads"},
     "devicelist": {"devices", "errors"},
     "backplane": {
-        "config", "devicelist", "devices", "devicetree", "errors", "layout", "memory", "mmio", "pcitree",
-        "ring",
+        "closing", "config", "devicelist", "devices", "devicetree", "errors", "layout", "memory", "mmio",
+        "pcitree", "ring",
     },
     "inspection": {"backplane", "board", "devices", "kvm"},
     "doorbells": {"errors", "kvm"},
@@ -60,9 +61,9 @@ MAY_IMPORT = {
         "peripherals",
     },
     "board": {
-        "backplane", "config", "console", "devices", "devicetree", "doorbells", "errors", "eventloop",
-        "exittrace", "handover", "harts", "hostfile", "irqchip", "kvm", "layout", "loader", "memory",
-        "messages", "mmio", "outcome", "peripherals", "ring", "runner", "sbi", "suspend", "trace",
+        "backplane", "closing", "config", "console", "devices", "devicetree", "doorbells", "errors",
+        "eventloop", "exittrace", "handover", "harts", "hostfile", "irqchip", "kvm", "layout", "loader",
+        "memory", "messages", "mmio", "outcome", "peripherals", "ring", "runner", "sbi", "suspend", "trace",
     },
     "profiles": {"config", "devicelist", "devices", "errors", "nearest"},
     "preview": {

@@ -30,9 +30,7 @@ if TYPE_CHECKING:
     from pyvmm.terminal import RawTerminal
 
 _ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-# Devices whose drivers are modules in Debian's kernel, and the memory that the initramfs with them needs.
-_WITH_DRIVERS = ("disks", "nets", "p9", "shares", "vsock", "rng", "balloon", "devices")
-_FULL_GUEST = "512M"
+_FULL_GUEST = "512M"  # what Debian's guest needs with the drivers of devices
 _HOSTS = ("auto", "local", "lab", "lab:aia", "lab:plic")
 
 COMMAND = Command(
@@ -103,6 +101,7 @@ def _add_debian_guest(values: dict[str, object], quiet: bool) -> None:
     For devices it is the large one, which has their drivers and loads them.
     """
     from pyvmm.cli.in_lab import no_progress, progress
+    from pyvmm.devicelist import NOUNS
     from pyvmm.lab import guests
 
     if not quiet:
@@ -110,7 +109,8 @@ def _add_debian_guest(values: dict[str, object], quiet: bool) -> None:
     show_progress = no_progress if quiet else progress
     values["kernel"] = str(guests.kernel(progress=show_progress))
     if "initrd" not in values:
-        full = any(values.get(noun) for noun in _WITH_DRIVERS)
+        # The driver of ports is built in.
+        full = any(values.get(noun) for noun in (*NOUNS, "devices") if noun != "ports")
         values["initrd"] = str(guests.initrd(full=full, progress=show_progress))
         if full:
             values["params"] = f"drivers=all {values.get('params', '')}".strip()

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import os
 import struct
-from errno import EACCES, EBUSY, EINVAL, ENODEV, ENOENT, ENXIO, EPERM
+from errno import EBUSY, EINVAL, EPERM
 
 from pyvmm.devices.hostioctl import host_ioctl
+from pyvmm.devices.hostnode import open_node
 from pyvmm.devices.net import bits as netbits
 from pyvmm.errors import ConfigError, HostError
 
@@ -133,7 +134,10 @@ def open_tap(
     tap = Tap(name or "tap%d", [], ioctl)
     try:
         for _ in range(queues):
-            tap.ports.append(TapPort(_open_node(what, node)))
+            fd = open_node(
+                what, node, module="tun", ask="ask for read and write access to it", flags=os.O_NONBLOCK
+            )
+            tap.ports.append(TapPort(fd))
             _attach(what, tap, flags, exists)
         if not exists:
             _bring_up(what, tap, mtu, ioctl)
@@ -164,19 +168,6 @@ def _is_multi_queue(what: str, name: str | None, queues: int) -> bool:
             f"or make it with `ip tuntap add {name} mode tap multi_queue`."
         )
     return bool(flags & IFF_MULTI_QUEUE)
-
-
-def _open_node(what: str, node: str) -> int:
-    try:
-        return os.open(node, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        if error.errno in (ENOENT, ENODEV, ENXIO):
-            say = f"{what} needs {node}, which this host does not have; load it with `modprobe tun`."
-        elif error.errno in (EACCES, EPERM):
-            say = f"{what} is not allowed to open {node}; ask for read and write access to it."
-        else:
-            say = f"{what} cannot open {node}: {error.strerror}."
-        raise ConfigError(say) from error
 
 
 def _attach(what: str, tap: Tap, flags: int, exists: bool) -> None:

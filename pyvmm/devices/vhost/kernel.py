@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import os
 import struct
-from errno import EACCES, ENODEV, ENOENT, ENXIO, EPERM
 
 from pyvmm.devices.hostioctl import host_ioctl
+from pyvmm.devices.hostnode import open_node
+from pyvmm.devices.vhost.structs import U64, VRING_STATE, memory_table, vring_addresses
 from pyvmm.devices.virtio import bits
 from pyvmm.errors import ConfigError
 from pyvmm.memory import RAM
@@ -35,12 +36,7 @@ SET_VRING_NUM, SET_VRING_ADDR = 0x4008_AF10, 0x4028_AF11
 SET_VRING_BASE, GET_VRING_BASE = 0x4008_AF12, 0xC008_AF12
 SET_VRING_KICK, SET_VRING_CALL, SET_VRING_ERR = 0x4008_AF20, 0x4008_AF21, 0x4008_AF22
 
-_U64 = struct.Struct("=Q")
-_VRING_STATE = struct.Struct("=II")  # index, number
 _VRING_FILE = struct.Struct("=Ii")  # index, descriptor; -1 for none
-_VRING_ADDR = struct.Struct("=IIQQQQ")  # index, flags, then host addresses: desc, used, avail; log
-_MEMORY_HEAD = struct.Struct("=II")  # regions, padding
-_MEMORY_REGION = struct.Struct("=QQQQ")  # guest address, size, host address, flags
 
 
 class Vhost:
@@ -50,7 +46,7 @@ class Vhost:
         self.fd = fd
         self.ioctl = ioctl
         self._set(SET_OWNER, 0)
-        self.features = int.from_bytes(ioctl(fd, GET_FEATURES, bytes(_U64.size)), "little")
+        self.features = int.from_bytes(ioctl(fd, GET_FEATURES, bytes(U64.size)), "little")
 
     def _set(self, request: int, argument: int | bytes) -> None:
         self.ioctl(self.fd, request, argument)
@@ -58,7 +54,7 @@ class Vhost:
     @classmethod
     def open(cls, what: str, node: str, module: str) -> Self:
         """Open the device node. Raises ConfigError with a sentence that says what to do."""
-        fd = _open_node(what, node, module)
+        fd = open_node(what, node, module=module, ask="join the group that it belongs to, often kvm")
         try:
             return cls(fd)
         except OSError as error:
@@ -72,28 +68,18 @@ class Vhost:
 
     def set_features(self, features: int) -> None:
         """What was negotiated; the kernel hears of what it knows."""
-        self._set(SET_FEATURES, _U64.pack(features & self.features))
+        self._set(SET_FEATURES, U64.pack(features & self.features))
 
     def set_memory(self, memory: GuestMemory) -> None:
         """The guest's RAM; nothing else may hold rings or buffers."""
-        regions = [
-            _MEMORY_REGION.pack(bank.base, bank.size, bank.host_address, 0)
-            for bank in memory.banks
-            if bank.kind == RAM
-        ]
-        self._set(SET_MEM_TABLE, _MEMORY_HEAD.pack(len(regions), 0) + b"".join(regions))
+        self._set(SET_MEM_TABLE, memory_table([bank for bank in memory.banks if bank.kind == RAM]))
 
     def set_ring(self, index: int, setup: QueueSetup, memory: GuestMemory, base: int) -> None:
         """Where the split ring ``index`` is, and the available index to go on from."""
-        size = setup.size
-        addresses = (
-            memory.host_address(setup.desc, 16 * size),
-            memory.host_address(setup.device, 6 + 8 * size),
-            memory.host_address(setup.driver, 6 + 2 * size),
-        )
-        self._set(SET_VRING_NUM, _VRING_STATE.pack(index, size))
-        self._set(SET_VRING_BASE, _VRING_STATE.pack(index, base))
-        self._set(SET_VRING_ADDR, _VRING_ADDR.pack(index, 0, *addresses, 0))
+        addresses = vring_addresses(index, setup, memory)
+        self._set(SET_VRING_NUM, VRING_STATE.pack(index, setup.size))
+        self._set(SET_VRING_BASE, VRING_STATE.pack(index, base))
+        self._set(SET_VRING_ADDR, addresses)
 
     def set_eventfds(self, index: int, kick: int, call: int, error: int) -> None:
         """The eventfds of ring ``index``; -1 takes one away."""
@@ -103,8 +89,8 @@ class Vhost:
 
     def ring_base(self, index: int) -> int:
         """The available index where the kernel stands."""
-        answer = self.ioctl(self.fd, GET_VRING_BASE, _VRING_STATE.pack(index, 0))
-        _, base = _VRING_STATE.unpack(answer)
+        answer = self.ioctl(self.fd, GET_VRING_BASE, VRING_STATE.pack(index, 0))
+        _, base = VRING_STATE.unpack(answer)
         return int(base) & 0xFFFF
 
     def close(self) -> None:
@@ -167,16 +153,3 @@ class VhostRing:
 
     def _broken(self, _events: int) -> None:
         self._session.fail("the host's kernel found a virtqueue that is broken")
-
-
-def _open_node(what: str, node: str, module: str) -> int:
-    try:
-        return os.open(node, os.O_RDWR | os.O_CLOEXEC)
-    except OSError as error:
-        if error.errno in (ENOENT, ENODEV, ENXIO):
-            say = f"{what} needs {node}, which this host does not have; load it with `modprobe {module}`."
-        elif error.errno in (EACCES, EPERM):
-            say = f"{what} is not allowed to open {node}; join the group that it belongs to, often kvm."
-        else:
-            say = f"{what} cannot open {node}: {error.strerror}."
-        raise ConfigError(say) from error

@@ -11,6 +11,7 @@ from __future__ import annotations
 import socket
 import struct
 
+from pyvmm.devices.vhost.structs import U64, VRING_STATE, memory_table, vring_addresses
 from pyvmm.devices.virtio import bits
 from pyvmm.errors import HostError
 from pyvmm.memory import RAM
@@ -41,11 +42,6 @@ MAX_REGIONS = 8
 PATIENCE = 20.0
 
 _HEADER = struct.Struct("=III")  # request, flags, size of what follows
-_U64 = struct.Struct("=Q")
-_VRING_STATE = struct.Struct("=II")  # index, number
-_VRING_ADDR = struct.Struct("=IIQQQQ")  # index, flags, then our addresses: desc, used, avail; log
-_MEMORY_HEAD = struct.Struct("=II")  # regions, padding
-_MEMORY_REGION = struct.Struct("=QQQQ")  # guest address, size, our address, offset in the file
 _LARGEST_ANSWER = 4096
 
 
@@ -69,7 +65,7 @@ class VhostUser:
             )
         wanted = bits.feature_set(PROTOCOL_F_MQ, PROTOCOL_F_REPLY_ACK)
         protocol = self._ask_u64(GET_PROTOCOL_FEATURES) & wanted
-        self._set(SET_PROTOCOL_FEATURES, _U64.pack(protocol))
+        self._set(SET_PROTOCOL_FEATURES, U64.pack(protocol))
         if bits.has(protocol, PROTOCOL_F_REPLY_ACK):
             self._need_reply = _NEED_REPLY
         self._set(SET_OWNER)
@@ -90,40 +86,33 @@ class VhostUser:
     def set_features(self, features: int) -> None:
         """What was negotiated with the driver."""
         features &= self.features & ~bits.feature_set(F_LOG_ALL)
-        self._set(SET_FEATURES, _U64.pack(features | bits.feature_set(F_PROTOCOL_FEATURES)))
+        self._set(SET_FEATURES, U64.pack(features | bits.feature_set(F_PROTOCOL_FEATURES)))
 
     def set_memory(self, memory: GuestMemory) -> None:
         """The guest's RAM."""
         banks = [bank for bank in memory.banks if bank.kind == RAM]
         if len(banks) > MAX_REGIONS or any(bank.fd < 0 for bank in banks):
             raise HostError(f"{self.name} needs guest memory that can be shared; use --mem-backend memfd.")
-        regions = [_MEMORY_REGION.pack(bank.base, bank.size, bank.host_address, 0) for bank in banks]
-        body = _MEMORY_HEAD.pack(len(regions), 0) + b"".join(regions)
-        self._set(SET_MEM_TABLE, body, [bank.fd for bank in banks])
+        self._set(SET_MEM_TABLE, memory_table(banks), [bank.fd for bank in banks])
 
     def start_ring(
         self, index: int, setup: QueueSetup, memory: GuestMemory, base: int, kick: int, call: int
     ) -> None:
         """Let the back end work split ring ``index`` from the available index ``base`` on."""
-        size = setup.size
-        addresses = (
-            memory.host_address(setup.desc, 16 * size),
-            memory.host_address(setup.device, 6 + 8 * size),
-            memory.host_address(setup.driver, 6 + 2 * size),
-        )
-        self._set(SET_VRING_NUM, _VRING_STATE.pack(index, size))
-        self._set(SET_VRING_BASE, _VRING_STATE.pack(index, base))
-        self._set(SET_VRING_ADDR, _VRING_ADDR.pack(index, 0, *addresses, 0))
-        self._set(SET_VRING_CALL, _U64.pack(index), [call])
-        self._set(SET_VRING_KICK, _U64.pack(index), [kick])
-        self._set(SET_VRING_ENABLE, _VRING_STATE.pack(index, 1))
+        addresses = vring_addresses(index, setup, memory)
+        self._set(SET_VRING_NUM, VRING_STATE.pack(index, setup.size))
+        self._set(SET_VRING_BASE, VRING_STATE.pack(index, base))
+        self._set(SET_VRING_ADDR, addresses)
+        self._set(SET_VRING_CALL, U64.pack(index), [call])
+        self._set(SET_VRING_KICK, U64.pack(index), [kick])
+        self._set(SET_VRING_ENABLE, VRING_STATE.pack(index, 1))
 
     def stop_ring(self, index: int) -> int:
         """Take ring ``index`` back; the available index where the back end stands."""
-        answer = self._ask(GET_VRING_BASE, _VRING_STATE.pack(index, 0))
-        if len(answer) != _VRING_STATE.size:
+        answer = self._ask(GET_VRING_BASE, VRING_STATE.pack(index, 0))
+        if len(answer) != VRING_STATE.size:
             raise HostError(f"{self.name} answered {len(answer)} bytes for the state of a ring.")
-        return int(_VRING_STATE.unpack(answer)[1])
+        return int(VRING_STATE.unpack(answer)[1])
 
     def wait_for_end(self) -> None:
         """Wait until the back end hung up. One that is killed does so after it let go of guest memory."""
@@ -141,9 +130,9 @@ class VhostUser:
 
     def _ask_u64(self, request: int) -> int:
         answer = self._ask(request)
-        if len(answer) != _U64.size:
+        if len(answer) != U64.size:
             raise HostError(f"{self.name} answered request {request} with {len(answer)} bytes.")
-        return int(_U64.unpack(answer)[0])
+        return int(U64.unpack(answer)[0])
 
     def _ask(self, request: int, body: bytes = b"") -> bytes:
         self._send(request, 0, body)
@@ -151,7 +140,7 @@ class VhostUser:
 
     def _set(self, request: int, body: bytes = b"", fds: Sequence[int] = ()) -> None:
         self._send(request, self._need_reply, body, fds)
-        if self._need_reply and self._receive(request) != bytes(_U64.size):
+        if self._need_reply and self._receive(request) != bytes(U64.size):
             raise HostError(f"{self.name} refused vhost-user request {request}.")
 
     def _send(self, request: int, flags: int, body: bytes, fds: Sequence[int] = ()) -> None:

@@ -63,7 +63,7 @@ class Net(VirtioDevice):
     """The card. ``mac`` is its address of 6 bytes; ``vhosts`` one for each port of ``end``, or none.
 
     Queues: receive and transmit of every pair, then control. What a hostile guest can do: see net.pair and
-    netctl; with vhost-net, break its own rings. It can send any frame, from any address, as from a cable.
+    net.control; with vhost-net, break its own rings. It can send any frame, from any address, as on a cable.
     """
 
     NAME = "net"

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 
 from pyvmm.devices.console.ports import Port
-from pyvmm.devices.virtio.chain import split
+from pyvmm.devices.virtio.chain import split, total
 from pyvmm.errors import ConfigError
 
 TYPE_CHECKING = False
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 _MAX_IOV = 1024  # IOV_MAX: what writev takes at most
 _FILE_PIECE = 1 << 20  # bytes that one job of a worker writes
+_LAST_PIECE = 64 << 20  # bytes that are written for a driver that is going: what a guest's end may cost
 
 
 class FilePort(Port):
@@ -26,7 +28,7 @@ class FilePort(Port):
 
     def __init__(self, name: str, path: str, what: str = "") -> None:
         super().__init__(name)
-        self._writing: list[memoryview] | None = None  # by a worker
+        self._writing: _Append | None = None  # by a worker
         self._fd = _open_to_append(path, what or f"Port {name!r}")
         self.open = True
 
@@ -44,17 +46,27 @@ class FilePort(Port):
     def send(self, views: list[memoryview]) -> int:
         """See Port."""
         if self.open and self._writing is None and self._session is not None:
-            fd, piece = self._fd, split(views[:_MAX_IOV], _FILE_PIECE)[0]
-            self._writing = piece
-            self._session.submit(lambda: _write(fd, piece), lambda count: self._written(piece, count))
+            job = self._writing = _Append(self._fd, split(views, _FILE_PIECE)[0])
+            self._session.submit(job.run, lambda _: self._written(job))
         return 0
 
-    def _written(self, piece: list[memoryview], count: int) -> None:
-        if piece is not self._writing or self._output is None:
+    def finish(self) -> None:
+        """See Port. The end of the driver waits for the job."""
+        if self._output is None or self._session is None or not self.open:
+            return
+        before, rest = self._writing, self._output.drain()
+        if before is not None:
+            rest = split(rest, total(before.views))[1]
+        if rest:
+            last = _Append(self._fd, split(rest, _LAST_PIECE)[0], before)
+            self._session.submit(last.run, lambda _: None)
+
+    def _written(self, job: _Append) -> None:
+        if job is not self._writing or self._output is None:
             return  # the queue was reset meanwhile
         self._writing = None
-        if count:
-            self._output.taken(count)
+        if job.complete:
+            self._output.taken(total(job.views))
             self.work_output()
         else:
             self.open = False
@@ -78,9 +90,34 @@ def _open_to_append(path: str, what: str) -> int:
     raise ConfigError(f"{what}: {path} is not a file that can be appended to.")
 
 
-def _write(fd: int, views: list[memoryview]) -> int:
-    """Bytes written; 0 when the host cannot."""
-    try:
-        return os.writev(fd, views)
-    except OSError:
-        return 0
+class _Append:
+    """A worker's job: to write ``views`` after those of ``before``, a job that was submitted earlier."""
+
+    def __init__(self, fd: int, views: list[memoryview], before: _Append | None = None) -> None:
+        self.views = views
+        self.complete = False
+        self._fd = fd
+        self._before = before
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        """Write everything, and set ``complete``; not when the host cannot."""
+        try:
+            if self._before is None or self._before.wait():
+                self._write()
+        finally:
+            self._ended.set()
+
+    def wait(self) -> bool:
+        """Whether everything was written, once it is known."""
+        self._ended.wait()
+        return self.complete
+
+    def _write(self) -> None:
+        rest = self.views
+        try:
+            while rest:
+                rest = split(rest, os.writev(self._fd, rest[:_MAX_IOV]))[1]
+        except OSError:
+            return
+        self.complete = True

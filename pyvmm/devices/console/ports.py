@@ -82,6 +82,16 @@ class Output:
         """The host end took ``count`` more bytes."""
         self._rest = split(self._rest, count)[1]
 
+    def drain(self) -> list[memoryview]:
+        """All that is in the queue now, for good: none of it is given back."""
+        views = self._rest
+        for _ in range(self._queue.size):
+            if not self._take():
+                break
+            views = views + self._rest
+        self.forget()
+        return views
+
     def discard(self) -> None:
         """Give back everything that is in the queue now, unsent."""
         for _ in range(self._queue.size):
@@ -128,6 +138,10 @@ class Port:
         self._session, self._input = session, rx
         self._output = Output(session, tx, self.send)
         self._on_change = on_change
+
+    def finish(self) -> None:
+        """The driver is about to go: what it sent goes out now or never."""
+        self.work_output()
 
     def detach(self) -> None:
         """The driver is gone. The host end stays."""

@@ -207,6 +207,12 @@ class Console(VirtioDevice):
     def _multiport(self) -> bool:
         return self._session is not None and bits.has(self._session.features, F_MULTIPORT)
 
+    def finish(self) -> None:
+        """See VirtioDevice. Linux's ports do not wait for what was written to them to be taken."""
+        for port in self._ports:
+            if port is not None:
+                port.finish()
+
     def stop(self) -> None:
         """See VirtioDevice."""
         self._session = None

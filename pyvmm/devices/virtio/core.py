@@ -149,8 +149,10 @@ class VirtioCore:
 
     def reset(self) -> After:
         """Back to power-on. Returns what must be waited for before the driver may reuse its memory."""
-        self._clear()
         session, self._session = self._session, None
+        if session is not None and session.alive and session.handed_over:
+            session.enter(self.device.finish)
+        self._clear()
         self.device.reset()
         if session is None:
             return None

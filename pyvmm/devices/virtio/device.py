@@ -78,6 +78,9 @@ class VirtioDevice(RegisterDevice):
     def on_queue_stop(self, queue: ActiveQueue) -> None:
         """``queue`` alone is reset: drop every chain of it. It may come back later."""
 
+    def finish(self) -> None:
+        """The session is about to end: do now what the driver handed over and will not wait for."""
+
     def stop(self) -> None:
         """The session is over: drop it and every chain. Host I/O in flight is waited for by the transport."""
 

@@ -862,6 +862,59 @@ def test_queue_reset_while_a_file_is_written_does_not_disturb_what_comes_next(tm
     assert (tmp_path / "log").read_bytes() == b"oldnew"
 
 
+@PACKED
+def test_file_gets_what_was_written_just_before_the_driver_resets_the_device(tmp_path, packed):
+    port = FilePort("log", str(tmp_path / "log"))
+    with Rig(Console(None, [port]), packed=packed) as rig:
+        guest = Guest(rig).start()
+        guest.take_port()
+        rig.workers.held = True
+        guest.write(TX1, b"being written, ")
+        for piece in (b"in the ring, ", b"and not even kicked"):
+            rig.drivers[TX1].add_chain([piece, piece.upper()])
+        with rig.core.lock:
+            after = rig.core.reset()
+        rig.workers.release()
+        after()
+        rig.workers.held = False
+    port.close()
+    assert (tmp_path / "log").read_bytes() == (
+        b"being written, in the ring, IN THE RING, and not even kickedAND NOT EVEN KICKED"
+    )
+
+
+def test_file_gets_nothing_more_of_a_driver_that_goes_when_writing_has_failed(tmp_path):
+    port = FilePort("log", str(tmp_path / "log"))
+    with Rig(Console(None, [port])) as rig:
+        guest = Guest(rig).start()
+        guest.take_port()
+        log, port._fd = port._fd, (full := os.open("/dev/full", os.O_WRONLY))
+        rig.workers.held = True
+        guest.write(TX1, b"lost")
+        port._fd = log
+        guest.write(TX1, b"would leave a hole before it")
+        with rig.core.lock:
+            after = rig.core.reset()
+        rig.workers.release()
+        after()
+        rig.workers.held = False
+    port.close()
+    os.close(full)
+    assert (tmp_path / "log").read_bytes() == b""
+
+
+def test_client_gets_what_was_written_just_before_the_machine_ends(path, clients):
+    port = UnixPort("agent", path)
+    client = clients(path)
+    with Rig(Console(None, [port])) as rig:
+        guest = Guest(rig).start()
+        guest.take_port()
+        rig.loop.run()
+        rig.drivers[TX1].add_chain([b"good", b"bye"])  # and the kick is still under way
+    port.close()
+    assert client.recv(100) == b"goodbye"
+
+
 # Hostile drivers
 
 

@@ -227,8 +227,6 @@ class Board:
     def start(self) -> None:
         """Begin to run the guest. The other harts' threads wait in KVM until the guest starts them."""
         self.listen(True)
-        if self._trace is not None:
-            self._trace.begin()
         for thread in self.threads:
             thread.start()
 

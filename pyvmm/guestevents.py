@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What happens to a machine, told to whoever wants to hear of it.
 
-An event is a dict: ``event`` is its name, ``time`` the seconds since the machine was made. The names are
+An event is a dict: ``event`` is its name, ``time`` the machine's uptime in seconds. The names are
 ``started``, ``paused``, ``resumed``, ``rebooting``, ``rebooted``, ``panic`` (with ``message``) and ``ended``
 (with ``reason``, ``exit_code`` and ``message``).
 """
@@ -19,16 +19,23 @@ if TYPE_CHECKING:
 
 
 class Events:
-    """Those who listen. Every method may be called from any thread."""
+    """Those who listen, and the one clock of a machine. Every method may be called from any thread."""
 
     def __init__(self) -> None:
         self._listeners: tuple[Listener, ...] = ()
-        self._began = time.monotonic()
+        self._began: float | None = None
+        #: When the guest was first started, in seconds since the Unix epoch; None before.
+        self.started: float | None = None
 
-    @property
+    def begin(self) -> None:
+        """The guest is started for the first time: its uptime counts from now."""
+        self._began = time.monotonic()
+        self.started = time.time()
+        self.emit("started")
+
     def uptime(self) -> float:
-        """Seconds since the machine was made."""
-        return time.monotonic() - self._began
+        """Seconds since ``begin``, pauses and reboots included; 0 before it."""
+        return 0.0 if self._began is None else time.monotonic() - self._began
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """Call ``listener`` with every event, on whatever thread; it must not wait.
@@ -49,4 +56,4 @@ class Events:
     def emit(self, name: str, **facts: object) -> None:
         """Tell everybody."""
         for listener in self._listeners:
-            listener({"event": name, "time": round(self.uptime, 6), **facts})
+            listener({"event": name, "time": round(self.uptime(), 6), **facts})

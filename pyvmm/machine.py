@@ -84,7 +84,7 @@ class Machine(Steering):
         self.config = config
         #: Sees console input first and returns what is meant for the guest.
         self.on_input: Callable[[bytes], list[Item]] = _pass_on
-        self.trace = Trace(config.trace, show) if config.trace else None
+        self.trace = Trace(config.trace, show, self._events.uptime) if config.trace else None
         self._show = show
         self._note = note
         self._warn = warn
@@ -143,7 +143,7 @@ class Machine(Steering):
             limit = Outcome(outcome.TIMEOUT, f"the guest did not end within {self.config.timeout:g} s")
             self._loop.call_later(self.config.timeout, lambda: self.end(limit))
         self._loop.start()
-        self._events.emit("started")
+        self._events.begin()
         with self._state:  # the first hart may ask for a reboot before the last one was started
             self._started = True
             board.start()
@@ -259,7 +259,7 @@ class Machine(Steering):
         if self.trace is not None:
             self.trace.enabled = not self.trace.enabled
         elif board is not None:
-            self.trace = Trace(("mmio", "sbi"), self._show)
+            self.trace = Trace(("mmio", "sbi"), self._show, self._events.uptime)
             board.trace_exits(self.trace)
 
     def _filter_input(self, data: bytes) -> list[Item]:

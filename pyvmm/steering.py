@@ -80,6 +80,16 @@ class Steering:
         """Whether the guest is paused."""
         return self.state == "paused"
 
+    @property
+    def uptime(self) -> float:
+        """Seconds since the guest was first started, pauses and reboots included; 0 before."""
+        return self._events.uptime()
+
+    @property
+    def started(self) -> float | None:
+        """When the guest was first started, in seconds since the Unix epoch; None before."""
+        return self._events.started
+
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """Call ``listener`` with what happens from now on, see ``pyvmm.guestevents``; on whatever thread.
 
@@ -151,7 +161,7 @@ class Steering:
         from pyvmm import inspection
 
         found = self._on_board(inspection.report)
-        return {"state": self.state, "uptime": round(self._events.uptime, 3), **found}
+        return {"state": self.state, "uptime": round(self.uptime, 3), **found}
 
     def registers(self, cpu: int = 0) -> dict[str, int]:
         """pc, integer registers and trap CSRs of a CPU, by name."""

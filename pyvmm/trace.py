@@ -8,7 +8,6 @@ interrupt lines, only then.
 from __future__ import annotations
 
 import threading
-import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,20 +19,18 @@ if TYPE_CHECKING:
 class Trace:
     """Formats events for one machine. Callable from any thread; a line is one call of ``emit``.
 
-    ``kinds`` are those of ``--trace``: mmio, sbi, irq.
+    ``kinds`` are those of ``--trace``: mmio, sbi, irq. ``uptime`` is the machine's, in seconds.
     """
 
-    def __init__(self, kinds: tuple[str, ...], emit: Callable[[str], None]) -> None:
+    def __init__(
+        self, kinds: tuple[str, ...], emit: Callable[[str], None], uptime: Callable[[], float]
+    ) -> None:
         self.kinds = kinds
         self.enabled = True
         self._emit = emit
-        self._start = time.monotonic()
+        self._uptime = uptime
         self._lock = threading.Lock()
         self._counts: dict[tuple[str, str], int] = {}
-
-    def begin(self) -> None:
-        """The guest starts now: times count from here."""
-        self._start = time.monotonic()
 
     def line(self, source: str, name: str, text: str) -> None:
         """One event of ``source`` (``cpu0``, ``irq``) about ``name`` (``uart.THR``)."""
@@ -42,7 +39,7 @@ class Trace:
         with self._lock:
             self._counts[key] = self._counts.get(key, 0) + 1
         if self.enabled:
-            self._emit(f"[{time.monotonic() - self._start:12.6f}] {source:<6} {name} {text}")
+            self._emit(f"[{self._uptime():12.6f}] {source:<6} {name} {text}")
 
     def summary(self) -> list[str]:
         """Lines: how many of which event each device saw, busiest first."""

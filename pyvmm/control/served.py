@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 
 from pyvmm import __version__
 from pyvmm.errors import ConfigError
@@ -34,8 +33,6 @@ class Served:
         self._over = threading.Event()
         self._on_event = on_event
         self._end: Event = {}
-        self._began = time.time()
-        self._clock = time.monotonic()
         self._unread = 0
         self._unread_lock = threading.Lock()
         self._unsubscribe = machine.subscribe(self._happened)
@@ -76,12 +73,13 @@ class Served:
     def status(self) -> Event:
         """The machine in a few facts; ``mem`` is in bytes, ``uptime`` in seconds, ``started`` a Unix time."""
         config = self.machine.config
+        started = self.machine.started
         return {
             "name": self.name,
             "pid": os.getpid(),
             "state": self.machine.state,
-            "uptime": round(time.monotonic() - self._clock, 3),
-            "started": round(self._began, 3),
+            "uptime": round(self.machine.uptime, 3),
+            "started": None if started is None else round(started, 3),
             "mem": config.mem,
             "cpus": config.cpus,
             "program": config.kernel or config.firmware,

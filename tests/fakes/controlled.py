@@ -38,7 +38,8 @@ class FakeMachine:
         self.ended: Outcome | None = None
         self._subscribers: list[Any] = []
         self._balloon = 0
-        self._began = time.monotonic()
+        self.uptime = 12.75
+        self.started: float | None = 1_700_000_000.25
         self.writer = ConsoleWriter(lambda line: None, self._failed)
 
     def _failed(self, error: BaseException) -> None:
@@ -58,7 +59,7 @@ class FakeMachine:
 
     def happen(self, event: str, **facts: object) -> None:
         for callback in list(self._subscribers):
-            callback({"event": event, "time": time.monotonic() - self._began, **facts})
+            callback({"event": event, "time": self.uptime, **facts})
 
     def end(self, end: Outcome) -> None:
         if self.ended is None:

@@ -4,16 +4,15 @@ from fakes.lines import RecordingLine
 from pyvmm.trace import Trace, TracedLine
 
 
-def make(kinds=("mmio",)):
+def make(kinds=("mmio",), uptime=1.5):
     lines = []
-    return Trace(kinds, lines.append), lines
+    return Trace(kinds, lines.append, lambda: uptime), lines
 
 
-def test_line_carries_time_source_name_and_text():
-    trace, lines = make()
+def test_line_carries_the_guests_uptime_source_name_and_text():
+    trace, lines = make(uptime=123.4567891)
     trace.line("cpu0", "uart.THR", "write 1 0x41")
-    assert lines[0].startswith("[")
-    assert lines[0].endswith("] cpu0   uart.THR write 1 0x41")
+    assert lines == ["[  123.456789] cpu0   uart.THR write 1 0x41"]
 
 
 def test_summary_counts_by_device_busiest_first():

@@ -49,11 +49,17 @@ def test_answers_carry_the_id_of_their_requests_in_order(connect):
     assert answers[1]["result"]["state"] == "paused"
 
 
-def test_status_says_what_runs(connect):
+def test_status_says_what_runs(connect, machine):
     status = connect().ask("status")["result"]
     assert status.items() >= {"name": "guest", "state": "running", "mem": 64 << 20, "cpus": 2}.items()
     assert status["program"] == "Image"
-    assert status["uptime"] >= 0
+    assert (status["uptime"], status["started"]) == (machine.uptime, machine.started)
+
+
+def test_guest_that_was_not_started_has_no_uptime(connect, machine):
+    machine.uptime, machine.started = 0.0, None
+    status = connect().ask("status")["result"]
+    assert (status["uptime"], status["started"]) == (0.0, None)
 
 
 @pytest.mark.parametrize("do", ["pause", "resume", "reset", "power_button"])

@@ -262,6 +262,17 @@ class Machine(Steering):
             self.trace = Trace(("mmio", "sbi"), self._show, self._events.uptime)
             board.trace_exits(self.trace)
 
+    def mark_trace(self, text: str) -> None:
+        """Write a line with ``text`` into the trace, after all that was traced so far. From any thread.
+
+        Raises MachineError when the guest is not traced, or has ended.
+        """
+        if self._has_ended():
+            raise MachineError("The guest has ended.")
+        if self.trace is None:
+            raise MachineError("The guest is not traced; start it with --trace.")
+        self.trace.mark(text)
+
     def _filter_input(self, data: bytes) -> list[Item]:
         return self.on_input(data)
 

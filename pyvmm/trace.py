@@ -41,6 +41,10 @@ class Trace:
         if self.enabled:
             self._emit(f"[{self._uptime():12.6f}] {source:<6} {name} {text}")
 
+    def mark(self, text: str) -> None:
+        """A line that is no event: what follows in the trace happened later."""
+        self._emit(f"[{self._uptime():12.6f}] mark   {text}")
+
     def summary(self) -> list[str]:
         """Lines: how many of which event each device saw, busiest first."""
         devices: dict[str, dict[str, int]] = {}

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 LONGEST_MEMORY = 256 << 10
 _LARGEST = (1 << 64) - 1
+_LONGEST_LINE = 200
 _SHOWN = 60  # letters of an unknown word
 
 
@@ -56,6 +57,12 @@ def _seconds(value: object) -> float:
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError("a text")
+    return value
+
+
+def _line(value: object) -> str:
+    if not isinstance(value, str) or not value.isprintable() or not 1 <= len(value) <= _LONGEST_LINE:
+        raise ValueError(f"1 to {_LONGEST_LINE} printable letters")
     return value
 
 
@@ -163,6 +170,10 @@ def _sysrq(served: Served, key: str) -> None:
     served.machine.sysrq(key)
 
 
+def _mark(served: Served, text: str) -> None:
+    served.machine.mark_trace(text)
+
+
 def _resize(served: Served, columns: int, rows: int) -> None:
     served.machine.resize(columns, rows)
 
@@ -197,6 +208,7 @@ KINDS = {
         optional={"length": _number(1, LONGEST_MEMORY)},
     ),
     "sysrq": Kind(_sysrq, required={"key": _key}),
+    "mark": Kind(_mark, waits=False, required={"text": _line}),
     "resize": Kind(
         _resize, waits=False, required={"columns": _number(1, 0xFFFF), "rows": _number(1, 0xFFFF)}
     ),

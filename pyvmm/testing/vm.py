@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyvmm import outcome
 from pyvmm.config import parse_size
+from pyvmm.control.client import ControlError, ControlGone
 from pyvmm.errors import ConfigError, KvmUnavailable
 from pyvmm.testing import artifacts
 from pyvmm.testing.config import GuestConfig
@@ -124,11 +125,13 @@ class Vm:
 
     @property
     def trace(self) -> TraceReader:
-        """What it did so far; only for a guest that was started with a trace."""
+        """What it did so far. Raises ConfigError for a guest that is not traced."""
         if self._trace is None:
             from pyvmm.testing.trace import TraceReader
 
-            self._trace = TraceReader(self.folder / artifacts.TRACE)
+            if not self.frame.trace:
+                raise ConfigError("this guest is not traced: use the fixture trace, or --vmm-trace")
+            self._trace = TraceReader(self)
         return self._trace
 
     def start(self) -> None:
@@ -224,6 +227,24 @@ class Vm:
         """The registers of one of its harts, by name."""
         found = self.request("registers", cpu=cpu)["registers"]
         return {name: int(value, 16) for name, value in found.items()}
+
+    def mark_trace(self, text: str) -> bool:
+        """Write a line into its trace, after all that it did so far.
+
+        False when it does not run, and no more will be written. Raises GuestTimeout.
+        """
+        if self._process is None:
+            return False
+        try:
+            self.request("mark", text=text)
+        except (ControlError, ControlGone, GuestExited):  # it has ended, or is about to
+            limit = self.limit()
+            if not self.log.wait_end(limit, lambda: False):
+                raise GuestTimeout(
+                    "its pyvmm takes no requests, and goes on", awaited="its trace", waited=limit
+                ) from None
+            return False
+        return True
 
     def limit(self, timeout: float | None = None) -> float:
         """Seconds to wait: ``timeout``, by default the test's, times the scale."""

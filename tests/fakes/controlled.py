@@ -120,6 +120,9 @@ class FakeMachine:
             raise MachineError(f"There is no memory at 0x{address:x}.")
         return bytes((address + number) & 0xFF for number in range(length))
 
+    def mark_trace(self, text: str) -> None:
+        self.calls.append(("mark", text))
+
     def resize(self, columns: int, rows: int) -> None:
         self.calls.append(("resize", columns, rows))
 

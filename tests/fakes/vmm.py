@@ -71,6 +71,7 @@ class Fake:
         self.script = script
         self.folder = os.path.join(os.environ["PYVMM_RUN_DIR"], options["name"])
         self.started = time.monotonic()
+        self.late: list[str] = []
         self.streams: list[socket.socket] = []
         self.over = threading.Event()
         self.end: tuple[str, int, str] = ("poweroff", 0, "the guest powered off")
@@ -132,6 +133,15 @@ class Fake:
         with open(self.options["trace-out"], "a") as file:
             file.write(line + "\n")
 
+    def _late(self, line: str) -> None:
+        """What happened, and is written out only when the trace is marked."""
+        self.late.append(line)
+
+    def _mark(self, text: str) -> None:
+        while self.late:
+            self._trace(self.late.pop(0))
+        self._trace(f"[    9.000000] mark   {text}")
+
     def _warn(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
@@ -190,6 +200,8 @@ class Fake:
                 result = {"cpu": request["cpu"], "registers": {"pc": "0xffffffff80001234", "ra": "0x5"}}
             elif request["do"] == "sysrq":
                 self._say(f"sysrq: {request['key']}")
+            elif request["do"] == "mark":
+                self._mark(request["text"])
             elif request["do"] == "kill":
                 self._finish("killed", 0, "ended by pyvmm kill")
             elif request["do"] == "stop":

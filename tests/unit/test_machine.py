@@ -29,7 +29,7 @@ from fakes.threads import PATIENCE, Background, happens, in_time
 
 from pyvmm import layout, outcome
 from pyvmm.config import MachineConfig
-from pyvmm.errors import ConfigError, HostError, KvmError, KvmUnavailable
+from pyvmm.errors import ConfigError, HostError, KvmError, KvmUnavailable, MachineError
 from pyvmm.kvm import regs, uapi
 from pyvmm.machine import Machine
 from pyvmm.outcome import Outcome
@@ -604,6 +604,26 @@ def test_trace_goes_on_after_a_reboot(run):
     it.kernel.scripts = {0: [then(it, mmio_read(LSR, 1)), toggle, reset()]}
     it()
     assert len(it.trace) == 1
+
+
+def test_mark_comes_after_what_was_traced_before(run):
+    it = run(trace="mmio")
+    mark = call(lambda vcpu: it.machine.mark_trace("the disk"))
+    look = mmio_read(LSR, 1)
+    it.kernel.scripts = {0: [look, mark, look]}
+    it()
+    assert [line.split()[2:4] for line in it.trace] == [
+        ["cpu0", "uart.LSR"],
+        ["mark", "the"],
+        ["cpu0", "uart.LSR"],
+    ]
+    with pytest.raises(MachineError, match="has ended"):
+        it.machine.mark_trace("too late")
+
+
+def test_guest_that_is_not_traced_cannot_be_marked(run):
+    with pytest.raises(MachineError, match="not traced; start it with --trace"):
+        run().machine.mark_trace("here")
 
 
 # What the host does to it

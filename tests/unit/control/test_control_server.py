@@ -104,6 +104,14 @@ def test_text_is_typed_and_the_terminal_resized(connect, machine):
     assert machine.calls == [("resize", 132, 50)]
 
 
+def test_trace_is_marked_with_one_line(connect, machine):
+    client = connect()
+    assert client.ask("mark", text="before the disk")["ok"]
+    assert machine.calls == [("mark", "before the disk")]
+    for text in ("", "two\nlines", "x" * 201, 3):
+        assert client.ask("mark", text=text)["error"] == "text takes 1 to 200 printable letters."
+
+
 def test_guest_that_does_not_read_cannot_be_typed_at_for_ever(connect, machine):
     machine.reads_input = False
     client = connect()

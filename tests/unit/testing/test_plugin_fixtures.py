@@ -185,6 +185,42 @@ def test_trace_counts_events_by_kind_device_and_section(suite):
     assert suite.lives("begin")[0]["trace"] == "mmio,sbi,irq"
 
 
+def test_trace_is_counted_once_all_that_happened_was_written(suite):
+    suite.kernel("".join(f"late [    0.{at}00000] irq    uart.irq10 raise\n" for at in range(3)) + "shell\n")
+    result = suite.run(
+        """
+        def test_it(vm_booted, console, trace):
+            console.expect("# ")
+            assert trace.count("irq") == 3
+            assert trace.count() == 3
+        """
+    )
+    result.assert_outcomes(passed=1)
+
+
+def test_trace_of_a_guest_that_has_ended_or_not_begun_can_be_counted(suite):
+    suite.kernel("trace [    0.300000] irq    uart.irq10 raise\nshell\n")
+    result = suite.run(
+        """
+        def test_it(vm, console, trace):
+            with trace.section("whole"):
+                assert trace.count() == 0
+                vm.start()
+                console.expect("# ")
+                console.sendline("off")
+                vm.wait()
+            assert trace["whole"].count() == trace.count("irq") == 1
+        """
+    )
+    result.assert_outcomes(passed=1)
+
+
+def test_guest_without_a_trace_says_so(suite):
+    suite.kernel("shell\n")
+    result = suite.run("def test_it(vm_booted): vm_booted.trace")
+    result.stdout.fnmatch_lines(["*ConfigError: this guest is not traced: *"])
+
+
 def test_host_is_described(suite):
     result = suite.run(
         """

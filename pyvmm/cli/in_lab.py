@@ -21,12 +21,20 @@ def run_in_lab(
     """
     flavour = where.partition(":")[2] or DEFAULT_FLAVOUR
     preview.check(config)
+    from pyvmm.cli.reach import Reach
     from pyvmm.lab.host import Lab
 
+    reach = Reach(words)
+    reach.check()
     if not quiet:
         say(f"no RISC-V KVM on this {os.uname().machine} machine: running in the lab (flavour {flavour})")
-    command = ["python3", "-m", "pyvmm", *words]
-    return Lab(flavour).run(command, tty=tty, progress=no_progress if quiet else progress)
+    for port in reach.unreachable:
+        say(f"port {port} for UDP is published in the lab only, not on this machine")
+    command = ["python3", "-m", "pyvmm", *reach.words]
+    lab, show = Lab(flavour), no_progress if quiet else progress
+    lab.start(show)
+    with lab.forwarding(reach.pairs):
+        return lab.run(command, tty=tty, progress=show)
 
 
 def progress(text: str) -> None:

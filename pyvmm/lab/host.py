@@ -11,8 +11,8 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -134,11 +134,26 @@ class Lab:
         self.start()
         return self._connected().popen(self._command(argv, cwd, environment, distributions), **how)
 
-    def forward(self, local: Path, remote: str) -> None:
-        """Make a socket of the lab reachable here: see Connection.forward. For a host that was started."""
+    def forward(self, local: Path | str, remote: str) -> None:
+        """Make what listens in the lab reachable here: see Connection.forward. For a started host."""
         self._connected().forward(local, remote)
 
-    def cancel_command(self, local: Path, remote: str) -> list[str]:
+    @contextmanager
+    def forwarding(self, pairs: Iterable[tuple[str, str]]) -> Iterator[None]:
+        """``forward`` every pair for as long as the context lasts. Raises HostError."""
+        undo: list[tuple[str, list[str]]] = []
+        try:
+            for local, remote in pairs:
+                self.forward(local, remote)
+                undo.append((local, self.cancel_command(local, remote)))
+            yield
+        finally:
+            for local, command in undo:
+                subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, check=False)
+                if local.startswith("/"):
+                    Path(local).unlink(missing_ok=True)
+
+    def cancel_command(self, local: Path | str, remote: str) -> list[str]:
         """The command, to be run here, that ends such a forwarding."""
         return self._connected().cancel_command(local, remote)
 

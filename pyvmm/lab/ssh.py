@@ -93,11 +93,11 @@ class Connection:
         how["preexec_fn"] = die_with_parent
         return subprocess.Popen([*self._session(tty=False), command], **how)
 
-    def forward(self, local: Path, remote: str) -> None:
-        """Have the master listen on the socket ``local``: who connects there reaches ``remote`` in the lab.
+    def forward(self, local: Path | str, remote: str) -> None:
+        """Have the master listen at ``local``: who connects there reaches ``remote`` in the lab.
 
-        The lab's socket need not be there yet: until it is, connections end at once.
-        Raises HostError when the master cannot do it.
+        Either is the path of a socket, or ADDRESS:PORT. Nobody need listen in the lab yet: until then,
+        connections end at once. Raises HostError when the master cannot do it.
         """
         binding = ["-o", "StreamLocalBindUnlink=yes", "-o", "StreamLocalBindMask=0177"]
         command = [
@@ -114,10 +114,10 @@ class Connection:
         )
         if done.returncode:
             reason = done.stderr.strip() or "no reason given"
-            raise HostError(f"The socket {remote} of the lab cannot be had as {local}: {reason}.")
+            raise HostError(f"{remote} of the lab cannot be had as {local}: {reason}.")
 
-    def cancel_command(self, local: Path, remote: str) -> list[str]:
-        """The command that ends such a listening; whoever runs it removes ``local`` as well."""
+    def cancel_command(self, local: Path | str, remote: str) -> list[str]:
+        """The command that ends such a listening; whoever runs it removes the socket ``local`` as well."""
         return [*tools.command("ssh"), *self._options, "-O", "cancel", "-L", f"{local}:{remote}", "lab"]
 
     def close(self) -> None:

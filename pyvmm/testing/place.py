@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
+from pyvmm.cli.reach import Reach
 from pyvmm.lab.host import RUN_DIR, Lab
 
 SOCKETS = ("control", "agent")
@@ -35,11 +36,14 @@ class Place(Protocol):
     def popen(self, words: Sequence[str], **how: Any) -> subprocess.Popen[bytes]:
         """Start ``pyvmm WORDS`` there; it ends when this process does."""
 
-    def sockets(self, name: str, folder: Path) -> None:
-        """Have the sockets of the guest ``name`` in ``folder/name``."""
+    def prepare(self, name: str, folder: Path, words: Sequence[str]) -> list[str]:
+        """Have the sockets of the guest ``name`` in ``folder/name``, and what it listens on here.
+
+        Returns what to start for ``pyvmm WORDS``.
+        """
 
     def release(self, name: str, folder: Path) -> None:
-        """The guest has ended: nothing of ``sockets`` is needed any more."""
+        """The guest has ended: nothing of ``prepare`` is needed any more."""
 
 
 class Here:
@@ -67,8 +71,9 @@ class Here:
             lambda: subprocess.Popen(command, env=environment, start_new_session=True, **how)
         ).result()
 
-    def sockets(self, name: str, folder: Path) -> None:
-        """They are made there."""
+    def prepare(self, name: str, folder: Path, words: Sequence[str]) -> list[str]:
+        del name, folder  # pyvmm makes the sockets itself
+        return list(words)
 
     def release(self, name: str, folder: Path) -> None:
         """The guest's pyvmm removes them."""
@@ -101,15 +106,19 @@ class InLab:
         argv = ["python3", "-m", "pyvmm", *words]
         return _starter.submit(lambda: self._lab.popen(argv, start_new_session=True, **how)).result()
 
-    def sockets(self, name: str, folder: Path) -> None:
+    def prepare(self, name: str, folder: Path, words: Sequence[str]) -> list[str]:
+        reach = Reach(words)
+        reach.check()
         own = folder / name
         own.mkdir(mode=0o700)
-        pairs = [(own / f"{kind}.sock", f"{RUN_DIR}/{name}/{kind}.sock") for kind in SOCKETS]
+        pairs = [(f"{own}/{kind}.sock", f"{RUN_DIR}/{name}/{kind}.sock") for kind in SOCKETS] + reach.pairs
         undo = [shlex.join(self._lab.cancel_command(*pair)) for pair in pairs]
+        undo += [shlex.join(["rm", "-f", here]) for here, _ in reach.pairs if here.startswith("/")]
         # For the session's guardian, should this process be killed.
         (own / "undo").write_text("\n".join(undo) + "\n")
         for pair in pairs:
             self._lab.forward(*pair)
+        return reach.words
 
     def release(self, name: str, folder: Path) -> None:
         own = folder / name

@@ -146,7 +146,7 @@ class Vm:
         artifacts.write_config(self.folder, config, words, self.frame.place.name)
         size = parse_size(str(config.mem or "256M"), "mem")
         self._leases.append(self.frame.leases.memory(size, 10 * self.limit()))
-        self.frame.place.sockets(self.name, self.frame.sockets)
+        words = self.frame.place.prepare(self.name, self.frame.sockets, words)
         self._started_at = time.monotonic()
         sockets = self.frame.sockets / self.name
         self._process = GuestProcess(

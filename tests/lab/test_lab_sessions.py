@@ -35,6 +35,13 @@ os.unlink("/run/echo.sock")
 while data := client.recv(100):
     client.sendall(data)
 """
+TCP_ECHO = """
+import socket, sys
+with socket.create_server(("127.0.0.1", int(sys.argv[1]))) as server:
+    print("listening", flush=True)
+    client, _ = server.accept()
+    client.sendall(client.recv(100))
+"""
 
 
 def output(lab: Lab, *argv: str, **how: object) -> str:
@@ -237,3 +244,19 @@ def test_socket_of_the_lab_is_reachable_here_until_that_is_cancelled(lab, tmp_pa
     subprocess.run(lab.cancel_command(here, "/run/echo.sock"), check=True, capture_output=True)
     with socket.socket(socket.AF_UNIX) as client, pytest.raises(OSError):
         client.connect(str(here))
+
+
+def test_port_of_the_lab_is_reachable_here_for_as_long_as_it_is_wanted(lab):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    server = lab.popen(
+        ["python3", "-c", TCP_ECHO, str(port)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, cwd="/"
+    )
+    with server:
+        assert server.stdout.readline() == b"listening\n"
+        with lab.forwarding([(f"127.0.0.1:{port}", f"127.0.0.1:{port}")]):
+            with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as client:
+                client.sendall(b"hello")
+                assert client.recv(100) == b"hello"
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """--dry-run, --config and --profile, as the command line has them."""
 
+import contextlib
 import json
 import os
 
@@ -102,6 +103,13 @@ def test_lab_gets_the_resolved_options_and_not_the_file(folder, image, monkeypat
     class Lab:
         def __init__(self, flavour):
             self.flavour = flavour
+
+        def start(self, _progress):
+            pass
+
+        def forwarding(self, pairs):
+            assert not pairs
+            return contextlib.nullcontext()
 
         def run(self, words, **options):
             got.append((self.flavour, words))

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Guests in the lab, as far as that can be seen from outside it."""
 
+import os
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -26,11 +29,12 @@ class FakeLab:
         return subprocess.Popen([sys.executable, "-c", "print('output')"], **how)
 
     def forward(self, here, there):
-        here.touch()
-        self.forwarded.append((here.name, there))
+        if here.startswith("/"):
+            Path(here).touch()
+        self.forwarded.append((os.path.basename(here), there))
 
     def cancel_command(self, here, there):
-        return ["touch", f"{here.parent.parent}/cancelled {here.name}"]
+        return ["touch", f"{self.folder}/cancelled {os.path.basename(here)}"]
 
 
 @pytest.fixture
@@ -52,16 +56,27 @@ def test_guest_in_the_lab_is_kept_from_the_terminals_signals(lab):
     assert lab._lab.sessions == [True]
 
 
-def test_sockets_are_forwarded_and_given_back(lab, tmp_path):
-    lab.sockets("x", tmp_path)
+def test_what_a_guest_listens_on_is_forwarded_and_given_back(lab, tmp_path, monkeypatch):
+    lab._lab.folder = tmp_path
+    monkeypatch.chdir(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    publish = f"--network=user,publish={port}:22"
+    words = lab.prepare("x", tmp_path, ["run", publish, "--port=p,unix=port.sock"])
+    there = words[-1].removeprefix("--port=p,unix=")
+    assert words == ["run", publish, f"--port=p,unix={there}"]
     assert lab._lab.forwarded == [
         ("control.sock", "/run/pyvmm/x/control.sock"),
         ("agent.sock", "/run/pyvmm/x/agent.sock"),
+        (f"127.0.0.1:{port}", f"127.0.0.1:{port}"),
+        ("port.sock", there),
     ]
     lab.release("x", tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f"cancelled 127.0.0.1:{port}",
         "cancelled agent.sock",
         "cancelled control.sock",
+        "cancelled port.sock",
     ]
     lab.release("x", tmp_path)
 

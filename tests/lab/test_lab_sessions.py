@@ -254,9 +254,12 @@ def test_port_of_the_lab_is_reachable_here_for_as_long_as_it_is_wanted(lab):
     )
     with server:
         assert server.stdout.readline() == b"listening\n"
-        with lab.forwarding([(f"127.0.0.1:{port}", f"127.0.0.1:{port}")]):
-            with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as client:
-                client.sendall(b"hello")
-                assert client.recv(100) == b"hello"
+        here = there = f"127.0.0.1:{port}"
+        with (
+            lab.forwarding([(here, there)]),
+            socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as client,
+        ):
+            client.sendall(b"hello")
+            assert client.recv(100) == b"hello"
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)

@@ -22,6 +22,7 @@ _MORE = 60.0
 _SAID = {
     stopping.BY_POWER_KEY: "powered off",
     stopping.BY_SYSRQ: "did not heed its power key within {grace:g} s; its kernel powered off (SysRq)",
+    stopping.OTHERWISE: "ended otherwise meanwhile: {message}",
     stopping.BY_FORCE: "did not power off within {grace:g} s, and was ended by force",
 }
 
@@ -37,7 +38,5 @@ def _stop(found: Found, values: guests.Values) -> tuple[int, guests.Values, str]
         result = control.request("stop", grace=grace, patience=grace + _MORE)
         control.wait_closed(_MORE)  # then its name is free again
     code = outcome.EXIT_TIMEOUT if result["how"] == stopping.BY_FORCE else 0
-    said = _SAID[result["how"]].format(grace=grace)
-    if result["how"] == stopping.BY_POWER_KEY and result["reason"] != outcome.POWEROFF:
-        said = f"ended otherwise meanwhile: {result['message']}"
+    said = _SAID[result["how"]].format(grace=grace, message=result["message"])
     return code, result, said

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pyvmm.control.served import Served
+    from pyvmm.machine import Machine
 
 #: Seconds a guest has to power off once its power key was pressed.
 GRACE = 20.0
@@ -21,6 +22,8 @@ GRACE = 20.0
 BY_POWER_KEY = "power-key"
 BY_SYSRQ = "sysrq"
 BY_FORCE = "forced"
+#: It did not power off, and ended while it was being asked: by a panic, by somebody else.
+OTHERWISE = "otherwise"
 
 # Seconds that Linux gets to sync, to remount read-only and to power off, at most.
 _SYSRQ_GRACE = 5.0
@@ -29,19 +32,28 @@ _SYSRQ_GRACE = 5.0
 def stop(served: Served, grace: float) -> str:
     """End the guest and return what it took. ``grace``: seconds it has after each time of asking.
 
-    Blocks for about as long as ``grace``. A paused guest is resumed: it could not hear otherwise.
+    Blocks for about as long as ``grace``. A paused guest is resumed: it could not hear otherwise. The guest
+    may end at any moment, of itself or by somebody else: what it can no longer be asked is left out.
     """
     machine = served.machine
     if machine.paused:
-        machine.resume()
+        _ask(machine.resume)
     if _ask(machine.power_button) and served.wait(grace):
-        return BY_POWER_KEY
+        return _how(machine, BY_POWER_KEY)
     asked = all(_ask(partial(machine.sysrq, key)) for key in "suo")
     if asked and served.wait(min(grace, _SYSRQ_GRACE)):
-        return BY_SYSRQ
-    machine.end(Outcome(outcome.KILLED, "the guest did not power off when asked, and was ended by force"))
+        return _how(machine, BY_SYSRQ)
+    force = Outcome(outcome.KILLED, "the guest did not power off when asked, and was ended by force")
+    machine.end(force)
     served.wait()
-    return BY_FORCE
+    if machine.wait() is force:
+        return BY_FORCE
+    return _how(machine, BY_SYSRQ if asked else BY_POWER_KEY)
+
+
+def _how(machine: Machine, asked: str) -> str:
+    """What the guest, which has ended, was last ``asked`` by, if it did that."""
+    return asked if machine.wait().reason == outcome.POWEROFF else OTHERWISE
 
 
 def _ask(how: Callable[[], None]) -> bool:

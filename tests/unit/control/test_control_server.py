@@ -12,8 +12,8 @@ from fakes.threads import Background, happens, in_time
 from pyvmm import __version__, control
 from pyvmm.control import protocol, requests, runfolder
 from pyvmm.control import server as server_module
-from pyvmm.errors import ConfigError
-from pyvmm.outcome import PANIC, Outcome
+from pyvmm.errors import ConfigError, MachineError
+from pyvmm.outcome import PANIC, POWEROFF, Outcome
 
 
 def test_sockets_are_for_their_owner_only(server):
@@ -484,12 +484,41 @@ def test_stop_wakes_a_paused_guest_first(connect, machine):
     assert machine.calls == ["pause", "resume", "power_button"]
 
 
+def test_guest_that_ends_before_it_can_be_resumed_has_ended_otherwise(connect, machine):
+    def resume():
+        machine.end(Outcome(PANIC, "the guest panicked"))
+        raise MachineError("The guest has ended.")
+
+    client = connect()
+    client.ask("pause")
+    machine.resume = resume
+    assert client.ask("stop")["result"] == {
+        "how": "otherwise",
+        "reason": "panic",
+        "exit_code": 255,
+        "message": "the guest panicked",
+    }
+
+
+@pytest.mark.parametrize(
+    ("end", "how"),
+    [(Outcome(POWEROFF, "the guest powered off"), "sysrq"), (Outcome(PANIC, "it panicked"), "otherwise")],
+)
+def test_guest_that_ends_just_before_it_is_forced_was_not_forced(connect, machine, end, how):
+    machine.obeys = "nothing"
+    by_force = machine.end
+    machine.end = lambda forced: (by_force(end), by_force(forced))
+    result = connect().ask("stop", grace=0.01)["result"]
+    assert (result["how"], result["message"]) == (how, end.message)
+
+
 def test_kill_ends_the_guest_while_a_stop_waits(connect, machine):
     machine.obeys = "nothing"
     waiting, impatient = connect(), connect()
     waiting.send(b'{"id":1,"do":"stop","grace":1000}\n')
     assert impatient.ask("kill")["ok"]
-    assert waiting.line()["result"]["reason"] == "killed"
+    answer = waiting.line()["result"]
+    assert (answer["how"], answer["reason"]) == ("otherwise", "killed")
     assert machine.ended.exit_code == 137
 
 

@@ -7,7 +7,7 @@ What a machine's device tree says of it can be known without any of that: see ``
 from __future__ import annotations
 
 from pyvmm import layout
-from pyvmm.closing import close_all
+from pyvmm.attempts import attempt_all
 from pyvmm.devices.virtio.device import VirtioDevice
 from pyvmm.errors import ConfigError
 
@@ -171,4 +171,4 @@ class Backplane:
         All of them, whatever one of them raises; then raises the first of it.
         """
         parts = (*self.virtio.values(), *self.edu, *([self.pci] if self.pci else []))
-        close_all(part.close for part in parts)
+        attempt_all(part.close for part in parts)

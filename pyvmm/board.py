@@ -10,8 +10,8 @@ from __future__ import annotations
 from functools import partial
 
 from pyvmm import exittrace, handover, harts, hostfile, irqchip, layout, outcome, peripherals
+from pyvmm.attempts import attempt_all
 from pyvmm.backplane import Backplane, Slots
-from pyvmm.closing import close_all
 from pyvmm.devices.powerbutton import PowerButton
 from pyvmm.devices.rtc import GoldfishRtc
 from pyvmm.devices.uart8250 import Uart8250
@@ -243,7 +243,7 @@ class Board:
 
     def _close_down_to(self, mark: int) -> None:
         """Run every closer above ``mark``, the last one first."""
-        close_all(self._closers.pop() for _ in range(len(self._closers) - mark))
+        attempt_all(self._closers.pop() for _ in range(len(self._closers) - mark))
 
     def listen(self, wanted: bool) -> None:
         """Take console input from now on, or leave it with the host. Callable from any thread."""

@@ -9,9 +9,13 @@ the loop calls is the device's own callback.
 
 from __future__ import annotations
 
+import errno
 import select
 import threading
 from collections import deque
+from functools import partial
+
+from pyvmm.attempts import attempt_all
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -97,19 +101,24 @@ class Gate:
         return passed
 
     def open(self) -> None:
-        """Let everything through that was kept, and all that comes. Idempotent."""
+        """Let everything through that was kept, and all that comes. Idempotent.
+
+        Raises what the host raised for a descriptor that it does not watch again; all else goes on.
+        """
         with self._lock:
             if self._open:
                 return
             self._open = True
-            for watch in self._watches.values():
-                watch.real = self._loop.watch(watch.fd, watch.callback, watch.events)
             for _ in range(self._missed):
                 self._loop.call_soon(self._next)
             self._missed = 0
             late, self._late = self._late, []
             for timer in late:
                 self._loop.call_soon(timer._due)
+            attempt_all(partial(self._watch, watch) for watch in self._watches.values())
+
+    def _watch(self, watch: GatedWatch) -> None:
+        watch.real = self._loop.watch(watch.fd, watch.callback, watch.events)
 
     # Protocol ``Loop``
 
@@ -118,9 +127,9 @@ class Gate:
         watch = GatedWatch(self, fd, callback, events)
         with self._lock:
             if self._open:
-                watch.real = self._loop.watch(fd, callback, events)
+                self._watch(watch)
             else:
-                _check(fd)
+                self._check(fd)
             self._watches[fd] = watch
         return watch
 
@@ -136,6 +145,13 @@ class Gate:
         return timer
 
     # For the above
+
+    def _check(self, fd: int) -> None:
+        """Raise what the loop's ``watch`` would: FileExistsError, PermissionError for a regular file."""
+        if fd in self._watches:
+            raise FileExistsError(errno.EEXIST, "the descriptor is watched already")
+        with select.epoll() as epoll:
+            epoll.register(fd, 0)
 
     def _next(self) -> None:
         with self._lock:
@@ -168,9 +184,3 @@ def _unwatch(watch: GatedWatch) -> None:
     real, watch.real = watch.real, None
     if real is not None:
         real.close()
-
-
-def _check(fd: int) -> None:
-    """Raise what the loop's ``watch`` will raise: PermissionError for a regular file."""
-    with select.epoll() as epoll:
-        epoll.register(fd, 0)

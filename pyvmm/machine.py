@@ -16,6 +16,7 @@ from functools import partial
 from queue import Empty, SimpleQueue
 
 from pyvmm import outcome
+from pyvmm.attempts import attempt_all
 from pyvmm.board import Board
 from pyvmm.console.input import ConsoleInput
 from pyvmm.console.output import ConsoleWriter
@@ -189,9 +190,7 @@ class Machine(Steering):
         )
         try:
             with self._steering:
-                self._pausing.let_go()
-                if board is not None:
-                    board.close()
+                attempt_all((self._pausing.let_go, *(() if board is None else (board.close,))))
         finally:
             slow.cancel()
             self._workers.stop()
@@ -290,8 +289,7 @@ class Machine(Steering):
             with self._steering:
                 self._note("the guest reboots")
                 self._events.emit("rebooting")
-                self._pausing.let_go()
-                old.close()
+                attempt_all((self._pausing.let_go, old.close))
                 self._panic = PanicWatch()
                 new = self._make_board()
                 with self._state:

@@ -20,6 +20,7 @@ import threading
 import time
 from functools import partial
 
+from pyvmm.attempts import attempt_all
 from pyvmm.errors import MachineError
 
 TYPE_CHECKING = False
@@ -92,7 +93,7 @@ class Pausing:
         self.board = board
 
     def resume(self) -> None:
-        """Let the paused board go on."""
+        """Let the paused board go on, see ``_go_on``. Raises what a part of it raised that does not."""
         board, self.board = self.board, None
         if board is not None:
             self._go_on(board)
@@ -128,15 +129,26 @@ class Pausing:
         patience.wait(all_parked, complaint)
 
     def _go_on(self, board: Board) -> None:
-        """From wherever ``pause`` came to."""
-        quiet, self._quiet = self._quiet, 0
-        for device in board.devices[:quiet]:  # the others may be at work, if a pause failed
-            device.go_on()
-        self._workers.release()
-        self._gate.open()
-        board.listen(True)
+        """From wherever ``pause`` came to.
+
+        What cannot go on keeps nothing else from it: a guest without one of its devices can still be shut
+        down. Raises the first exception then.
+        """
+        quiet = board.devices[: self._quiet]  # the others may be at work, if a pause failed
+        self._quiet = 0
         guest_time, self._time = self._time, None
-        if guest_time is not None:
-            board.time = guest_time
-        for thread in board.threads:
-            thread.unpark(self)
+        attempt_all(
+            (
+                *(device.go_on for device in quiet),
+                self._workers.release,
+                self._gate.open,
+                partial(board.listen, True),
+                partial(_set_time, board, guest_time),
+                *(partial(thread.unpark, self) for thread in board.threads),
+            )
+        )
+
+
+def _set_time(board: Board, guest_time: int | None) -> None:
+    if guest_time is not None:
+        board.time = guest_time

@@ -120,13 +120,18 @@ class Steering:
         return True
 
     def resume(self) -> None:
-        """End a pause. Idempotent."""
+        """End a pause. Idempotent.
+
+        Raises what a device or the host raised that did not go on; everything else does.
+        """
         self._on_board(self._resume)
 
     def _resume(self, _board: Board) -> None:
         if self._pausing.board is not None:
-            self._pausing.resume()
-            self._events.emit("resumed")
+            try:
+                self._pausing.resume()
+            finally:
+                self._events.emit("resumed")
 
     def reset(self) -> None:
         """Restart the guest, as with a reset button: whatever state it is in, and even if it is paused.

@@ -2,6 +2,7 @@
 """The gate: shut, nothing comes through; open again, everything has come through, once and in order."""
 
 import os
+import threading
 from collections import Counter
 from functools import partial
 
@@ -109,6 +110,46 @@ def test_regular_file_is_refused_as_the_loop_refuses_it(shut, tmp_path):
         gate.watch(file.fileno(), print)
     gate.open()
     loop.stop()
+
+
+@pytest.mark.parametrize("shut", [False, True])
+def test_second_watch_of_a_descriptor_is_refused_and_the_first_goes_on(shut, eventfd):
+    loop = EventLoop(print)
+    gate = Gate(loop)
+    ready = threading.Event()
+    gate.watch(eventfd, lambda events: (os.eventfd_read(eventfd), ready.set()))
+    if shut:
+        gate.shut()
+    with pytest.raises(FileExistsError):
+        gate.watch(eventfd, print)
+    gate.open()
+    loop.start()
+    os.eventfd_write(eventfd, 1)
+    happens(ready)
+    loop.stop()
+
+
+def test_descriptor_that_is_not_watched_again_holds_up_nothing_else(gate, loop, eventfd):
+    other = os.dup(eventfd)
+    done = []
+    gate.watch(eventfd, print)
+    gate.watch(other, lambda events: (os.eventfd_read(other), done.append("other")))
+    gate.shut()
+    gate.call_soon(lambda: done.append("call"))
+    loop.run()
+    watch = loop.watch
+
+    def fail_once(*what):
+        loop.watch = watch
+        raise OSError(28, "No space left on device")
+
+    loop.watch = fail_once
+    with pytest.raises(OSError, match="No space left"):
+        gate.open()
+    os.eventfd_write(other, 1)
+    loop.run()
+    assert sorted(done) == ["call", "other"]
+    os.close(other)
 
 
 def test_settled_comes_after_the_callback_that_was_running():

@@ -332,6 +332,48 @@ def test_devices_that_were_not_quiesced_hear_nothing_of_a_pause_that_failed(run,
     assert seen == []
 
 
+def test_device_that_cannot_go_on_is_told_of_once_and_holds_up_nothing_else(run):
+    it = run(rng=[""])
+    stopped, go_on, heard, worked = (threading.Event() for _ in range(4))
+    it.kernel.scripts = {0: [call(lambda vcpu: (stopped.set(), happens(go_on))), idle_once, *prints(b"on\n")]}
+    (device,) = it.machine.prepare().devices
+
+    def break_down():
+        raise OSError(5, "the other half has gone")
+
+    device.go_on = break_down
+    it.start()
+    happens(stopped)
+    seen = events(it)
+    pause = Background(it.machine.pause)
+    go_on.set()
+    pause.result()
+    it.machine._gate.call_soon(heard.set)
+    it.machine._workers.submit(worked.set)
+    with pytest.raises(OSError, match="the other half has gone"):
+        in_time(it.machine.resume)
+    in_time(it.machine.resume)
+    happens(heard)
+    happens(worked)
+    assert it().reason == outcome.POWEROFF
+    assert it.output == b"on\n"
+    assert seen == ["paused", "resumed", "ended"]
+
+
+def test_machine_whose_devices_are_not_watched_again_still_closes(run, monkeypatch):
+    it = run()
+    ticking(it)
+    in_time(it.machine.pause)
+    monkeypatch.setattr(it.machine._gate, "open", refuse)
+    with pytest.raises(OSError, match="No space left"):
+        in_time(it.machine.close)
+    assert it.kernel.open_fds == []
+
+
+def refuse():
+    raise OSError(28, "No space left on device")
+
+
 @pytest.mark.parametrize("act", ["pause", "power_button", "inspect", "reset"])
 def test_reboot_that_a_reader_holds_up_is_waited_for_only_so_long(run, monkeypatch, act):
     monkeypatch.setattr("pyvmm.machine._PATIENCE", 0.0)

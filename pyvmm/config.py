@@ -55,10 +55,9 @@ def parse_size(text: str | int, what: str) -> int:
 
 def parse_duration(text: str | float, what: str) -> float:
     """Seconds in ``text``: a number with ms, s, m or h (seconds when bare). Raises ConfigError."""
-    if isinstance(text, (int, float)):
-        return float(text)
-    digits = text.strip().rstrip("msh")
-    unit = text.strip()[len(digits) :]
+    body = str(text).strip()
+    digits = body.rstrip("msh")
+    unit = body[len(digits) :]
     try:
         seconds = float(digits) * _DURATION_UNITS[unit]
     except (ValueError, KeyError):
@@ -195,6 +194,9 @@ class MachineConfig:
             ("--kernel", self.kernel),
             ("--initrd", self.initrd),
             ("--firmware", self.firmware),
+            ("--log", self.log),
+            ("--dump-dtb", self.dump_dtb),
+            ("--trace-out", self.trace_out),
         ):
             if path == "":
                 raise ConfigError(f"{option} needs the name of a file.")

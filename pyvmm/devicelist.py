@@ -29,6 +29,9 @@ NOUNS = {
     "ports": ("--port", "console"),
 }
 
+#: Settings that tell the devices of a machine apart, or take something of the host that is there once.
+_UNIQUE = ("id", "tag", "name", "mac", "tap", "cid", "unix")
+
 
 class DeviceRequest:
     """One device: its class, what the user said about it, and its name on the bus and in messages."""
@@ -45,7 +48,7 @@ class DeviceRequest:
 def requests(nouns: Mapping[str, Sequence[str]], devices: Sequence[str]) -> tuple[DeviceRequest, ...]:
     """Requests for what stands under each noun, and in ``devices`` (``KIND,key=value``).
 
-    Raises ConfigError for kinds and settings that do not exist, and for two devices with one id or tag.
+    Raises ConfigError for kinds and settings that do not exist, and for two devices with one of _UNIQUE.
     """
     found: list[DeviceRequest] = []
     for noun, (option, kind) in NOUNS.items():
@@ -61,13 +64,13 @@ def add(found: list[DeviceRequest], kind: str, body: str, what: str) -> None:
     """One more request; ``what`` is how it was spelled. Raises ConfigError as ``requests`` does."""
     model = device_kind(kind)
     chosen = settings.parse(what, body, model.SETTINGS, model.POSITIONAL)
-    for key in ("id", "tag", "name"):
-        value = chosen.text(key) if key in model.SETTINGS else None
-        for other in found:
-            if value is not None and key in other.model.SETTINGS and other.settings.text(key) == value:
-                raise ConfigError(
-                    f"{other.settings.what} and {what} have the same {key} {value!r}; give each its own."
-                )
+    values = chosen.values()
+    for other in found:
+        theirs = other.settings.values()
+        for key in _UNIQUE:
+            if values.get(key) is not None and values[key] == theirs.get(key):
+                same = f"have the same {key} {values[key]!r}; give each its own."
+                raise ConfigError(f"{other.settings.what} and {what} {same}")
     number = sum(other.kind == kind for other in found)
     chosen.name = f"{kind}{number}"
     found.append(DeviceRequest(kind, model, chosen.name, chosen))

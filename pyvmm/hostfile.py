@@ -7,17 +7,15 @@ import os
 
 from pyvmm.errors import ConfigError
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
 
 def create(what: str, path: str) -> int:
     """A descriptor for writing ``what`` to ``path``, emptied first. Raises ConfigError with a sentence."""
     try:
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
     except OSError as error:
-        raise ConfigError(f"{what} cannot be written to {path}: {error.strerror}.") from error
+        raise ConfigError(
+            f"{what} cannot be written to {path}: {obstacle(path) or error.strerror}."
+        ) from error
 
 
 def write(what: str, path: str, data: bytes) -> None:
@@ -30,12 +28,19 @@ def write(what: str, path: str, data: bytes) -> None:
         raise ConfigError(f"{what} cannot be written to {path}: {error.strerror}.") from error
 
 
-def keep_apart(inputs: Iterable[str | None], outputs: Iterable[str | None]) -> None:
-    """Raise ConfigError when a file that is to be written is also one that is read: it would be lost."""
-    read = [path for path in inputs if path is not None]
-    for output in outputs:
-        for path in read:
-            if output is not None and os.path.exists(output) and os.path.samefile(output, path):
-                raise ConfigError(
-                    f"{output} would be written over, and the guest needs it; name another file."
-                )
+def check(what: str, path: str) -> None:
+    """Raise ConfigError when ``create`` would, as far as that can be seen without changing anything."""
+    if problem := obstacle(path):
+        raise ConfigError(f"{what} cannot be written to {path}: {problem}.")
+
+
+def obstacle(path: str) -> str:
+    """Why no file can be written, or made, at ``path``, and what to do; empty when nothing is seen."""
+    if os.path.isdir(path):
+        return "it is a folder; name a file in it"
+    folder = os.path.dirname(path) or "."
+    if not os.path.isdir(folder):
+        return f"there is no folder {folder}; make it, or name another one"
+    if os.path.exists(path):
+        return "" if os.access(path, os.W_OK) else "you may not write to it; name another file"
+    return "" if os.access(folder, os.W_OK | os.X_OK) else "you may make no file there; name another one"

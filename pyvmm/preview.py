@@ -6,7 +6,7 @@ Where the host would decide, a plain one is assumed: rv64imafdc with Sstc and Ss
 
 from __future__ import annotations
 
-from pyvmm import backplane, devicetree, harts, irqchip, isa, layout, peripherals
+from pyvmm import backplane, configfiles, devicetree, harts, irqchip, isa, layout, peripherals
 from pyvmm.fdt import flatten
 from pyvmm.kvm import regs
 from pyvmm.loader import Boot
@@ -56,8 +56,7 @@ def describe(config: MachineConfig) -> dict[str, object]:
 
 def check(config: MachineConfig) -> None:
     """Raise ConfigError for what would fail on any host: names, files, placement. Changes nothing."""
-    check_devices(config)
-    blob = flatten(tree(config).root)
+    blob = check_machine(config)
     with Boot(
         layout.RAM_BASE,
         config.mem,
@@ -69,10 +68,12 @@ def check(config: MachineConfig) -> None:
         boot.place(len(blob))
 
 
-def check_devices(config: MachineConfig) -> None:
-    """Raise ConfigError for devices that would fail on any host."""
+def check_machine(config: MachineConfig) -> bytes:
+    """The device tree blob. Raises ConfigError as ``check`` does, but for what there is to boot."""
     for request in config.devices:
         request.model.check(request.settings)
+    configfiles.check(config)
+    return flatten(tree(config).root)
 
 
 def _extensions(config: MachineConfig) -> list[str]:

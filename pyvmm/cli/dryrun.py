@@ -27,8 +27,7 @@ def dry_run(values: Mapping[str, object]) -> int:
     if named:
         preview.check(config)
     else:  # Debian's is fetched, or built, when the guest is to run
-        preview.tree(config)
-        preview.check_devices(config)
+        preview.check_machine(config)
     if values["dry_run"] == "json":
         import json
 

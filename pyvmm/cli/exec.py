@@ -39,9 +39,8 @@ COMMAND = Command(
 def main(words: list[str]) -> int:
     """Run the command in the guest; the exit code is its status."""
     values, source = resolved(COMMAND.parse(words))
-    command = values.pop("command", None)
-    if not isinstance(command, list) or not command:
-        raise UsageError("pyvmm exec needs a command to run: pyvmm exec [options] [KERNEL] -- CMD...")
+    command = values.pop("command")
+    assert isinstance(command, list)
     values["agent"] = True
     values["on_reboot"] = "exit"  # a guest that reboots does not come back to the command
     _add_root(values)
@@ -82,6 +81,8 @@ def _add_root(values: dict[str, object]) -> None:
     if folder is not None:
         path, comma, flag = str(folder).rpartition(",")
         path, mode = (path, flag) if comma and flag in ("ro", "rw") else (str(folder), "ro")
+        if not os.path.isdir(path):
+            raise UsageError(f"--rootfs {folder}: {path} is not a folder; give the guest's root folder.")
         shares = values.get("p9", [])
         assert isinstance(shares, list)
         values["p9"] = [*shares, f"{path},{_ROOT_TAG}" + (",rw" if mode == "rw" else "")]
@@ -104,9 +105,12 @@ def _add_debian_guest(values: dict[str, object], *, quiet: bool) -> None:
     needs_initrd = "initrd" not in values and (needs_kernel or not rooted)
     if not needs_kernel and not needs_initrd:
         return
+    from pyvmm import preview
     from pyvmm.cli.in_lab import no_progress, progress
     from pyvmm.lab import guests
 
+    config = MachineConfig(**values)  # type: ignore[arg-type]
+    (preview.check_machine if needs_kernel else preview.check)(config)  # before anything is fetched
     show_progress = no_progress if quiet else progress
     if needs_kernel:
         values["kernel"] = str(guests.kernel(progress=show_progress))

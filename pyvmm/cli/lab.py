@@ -121,9 +121,7 @@ def _shell(values: Values) -> int:
 
 
 def _exec(values: Values) -> int:
-    command = values.get("command")
-    if not command:
-        raise UsageError("pyvmm lab exec needs a command: pyvmm lab exec -- COMMAND...")
+    command = values["command"]
     assert isinstance(command, list)
     distributions = values.get("distributions", [])
     assert isinstance(distributions, list)

@@ -7,6 +7,8 @@ Not argparse: importing it costs 0.4 s on an emulated RISC-V host, as much as th
 
 from __future__ import annotations
 
+import os
+
 from pyvmm.errors import ConfigError
 from pyvmm.nearest import nearest
 
@@ -93,7 +95,7 @@ class Command:
 
     ``positional`` is (key, METAVAR) or None; ``arguments`` shows several (``NAME [SIZE]``), which go into
     the list ``arguments``, and may be negative numbers. ``rest`` names the key that takes everything after
-    ``--``.
+    ``--``, where there must be something then.
     ``refused`` maps option spellings that are understood but not yet available to a sentence.
     """
 
@@ -125,17 +127,26 @@ class Command:
         """Values by key. Raises UsageError with one sentence, HelpRequested for ``-h`` and ``--help``."""
         by_name = {name: option for option in self.options for name in option.names}
         values: dict[str, object] = {}
+        self._check_rest(argv)
         words = iter(argv)
+        before = ""
         for word in words:
             if word == "--":
                 self._rest(values, words)
             elif word in ("-h", "--help"):
                 raise HelpRequested
             elif not word.startswith("-") or word == "-" or (self.arguments and word[1].isdigit()):
+                _check_stray(by_name.get(before), before, word)
                 self._positional(values, word)
             else:
                 self._option(values, by_name, word, words)
+            before = word
         return values
+
+    def _check_rest(self, argv: Sequence[str]) -> None:
+        """First of all: what is wrong with a command taken for options would not tell what is missing."""
+        if self.rest is not None and "--" not in argv[:-1] and not {"-h", "--help"} & {*argv}:
+            raise UsageError(f"pyvmm {self.name} needs a {self.rest} to run, after --: {self.usage()}")
 
     def _rest(self, values: dict[str, object], words: Iterable[str]) -> None:
         """What follows ``--``: a command of its own, or arguments that may begin with a dash."""
@@ -179,10 +190,21 @@ class Command:
             option.store(values, spelling, text)
         else:
             if text is None:
-                text = next(iter(words), None)
-            if text is None:
-                raise UsageError(f"{spelling} needs a value: {spelling} {option.metavar}.")
+                text = self._next(option, spelling, by_name, words)
             option.store(values, spelling, text)
+
+    def _next(self, option: Option, spelling: str, by_name: dict[str, Option], words: Iterable[str]) -> str:
+        """The word after an option, which is its value unless it is an option as well."""
+        word = next(iter(words), None)
+        if word is None:
+            raise UsageError(f"{spelling} needs a value: {spelling} {option.metavar}.")
+        name = word.partition("=")[0]
+        if name in (*by_name, *self.refused, "--", "-h", "--help") or name.startswith((*self.prefixes,)):
+            raise UsageError(
+                f"{spelling} needs a value, and {word} is an option; "
+                f"write {option.long}={word} if it is meant."
+            )
+        return word
 
     def _unlisted(self, values: dict[str, object], by_name: dict[str, Option], word: str) -> None:
         spelling, equals, _ = word.partition("=")
@@ -233,6 +255,16 @@ class Command:
             for option in options:
                 lines += _option_help(option)
         return "\n".join(lines) + "\n"
+
+
+def _check_stray(option: Option | None, spelling: str, word: str) -> None:
+    """Raise UsageError for ``word``, directly after ``spelling``, if it is meant as an optional value."""
+    if option is None or option.optional is None or os.path.exists(word):
+        return
+    if word in (option.choices or (word,)):
+        raise UsageError(
+            f"There is no file {word}; if that belongs to {spelling}, write {option.long}={word}."
+        )
 
 
 def _option_help(option: Option) -> list[str]:

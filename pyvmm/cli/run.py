@@ -100,10 +100,12 @@ def _add_debian_guest(values: dict[str, object], quiet: bool) -> None:
 
     For devices it is the large one, which has their drivers and loads them.
     """
+    from pyvmm import preview
     from pyvmm.cli.in_lab import no_progress, progress
     from pyvmm.devicelist import NOUNS
     from pyvmm.lab import guests
 
+    preview.check_machine(MachineConfig(**values))  # type: ignore[arg-type]  # before anything is fetched
     if not quiet:
         say("no kernel given: booting Debian's, to a busybox shell")
     show_progress = no_progress if quiet else progress

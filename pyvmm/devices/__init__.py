@@ -28,7 +28,8 @@ KINDS = {
 def device_kind(name: str) -> type[VirtioDevice] | type[Edu]:
     """The class of a kind of device; only what a machine has is imported. Raises ConfigError."""
     if name not in KINDS:
-        raise ConfigError(f"There is no device {name!r}.{nearest(name, KINDS)}")
+        hint = nearest(name, KINDS) or f" There are {', '.join(KINDS)}."
+        raise ConfigError(f"There is no device {name!r}.{hint}")
     module, attribute = KINDS[name]
     found: type[VirtioDevice] | type[Edu]
     found = getattr(__import__(f"{__name__}.{module}", fromlist=[attribute]), attribute)

@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-_SIZE_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_SIZE_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 class Setting:
@@ -59,12 +59,14 @@ def path(help: str) -> Setting:
     return Setting(_parse_text, help, is_path=True)
 
 
-def tag(help: str, default: str) -> Setting:
-    """A key with the name of a shared folder, which looks like no flag of one."""
+def tag(help: str, default: str, most: int) -> Setting:
+    """A key with the name of a shared folder, of ``most`` bytes, which looks like no flag of one."""
 
     def parse(value: str) -> str:
         if value in ("ro", "rw"):
             raise ValueError("a name (folders are read-only unless rw is there)")
+        if len(os.fsencode(value)) > most:
+            raise ValueError(f"a name of at most {most} bytes")
         return _parse_text(value)
 
     return Setting(parse, help, default=default)
@@ -87,7 +89,20 @@ def number(help: str, low: int, high: int, default: int | None = None) -> Settin
 
 def size(help: str, default: int | None = None) -> Setting:
     """A key with a number of bytes: 4096, 64K, 512M, 2G."""
-    return Setting(_parse_size, help, default=default)
+
+    def parse(value: str) -> int:
+        return _parse_size(value, 1, "4096, 64K or 512M")
+
+    return Setting(parse, help, default=default)
+
+
+def memory(help: str, default: int | None = None) -> Setting:
+    """A key with a number of bytes of guest memory: 512M, 2G; a bare number is MiB."""
+
+    def parse(value: str) -> int:
+        return _parse_size(value, 1 << 20, "512M or 2G (a bare number is MiB)")
+
+    return Setting(parse, help, default=default)
 
 
 def choice(help: str, *choices: str, default: str | None = None) -> Setting:
@@ -183,7 +198,8 @@ def _words(
         if waiting and (key not in known or (not equals and known[key].bare is None)):
             key, spelled, value, equals = waiting.pop(0), "", word, "="
         if key not in known:
-            raise ConfigError(f"{what} has no setting {key!r}.{nearest(key, known)}")
+            hint = nearest(key, known) or f" It has {', '.join(known) or 'none'}."
+            raise ConfigError(f"{what} has no setting {key!r}.{hint}")
         if key in given:
             raise ConfigError(f"{what} has {key} twice.")
         given.add(key)
@@ -205,9 +221,9 @@ def _parse_text(value: str) -> str:
     return value
 
 
-def _parse_size(value: str) -> int:
+def _parse_size(value: str, bare: int, examples: str) -> int:
     digits = value.rstrip("KMGTkmgt")
     unit = value[len(digits) :].upper()
-    if not digits.isascii() or not digits.isdigit() or len(digits) > 15 or unit not in _SIZE_UNITS:
-        raise ValueError("a size such as 4096, 64K or 512M")
-    return int(digits) * _SIZE_UNITS[unit]
+    if not digits.isascii() or not digits.isdigit() or len(digits) > 15 or unit not in ("", *_SIZE_UNITS):
+        raise ValueError(f"a size such as {examples}")
+    return int(digits) * _SIZE_UNITS.get(unit, bare)

@@ -252,7 +252,7 @@ def test_dumped_device_tree_is_the_guests(run, tmp_path):
 @pytest.mark.parametrize("option", ["log", "dump_dtb"])
 def test_file_that_cannot_be_written_is_one_sentence(image, option):
     config = MachineConfig(kernel=image, mem="16M", console="serial", **{option: "/nonexistent/file"})
-    with pytest.raises(ConfigError, match=r"cannot be written to /nonexistent/file: No such file"):
+    with pytest.raises(ConfigError, match=r"cannot be written to /nonexistent/file: there is no folder"):
         Machine(config, kernel=FakeKernel()).prepare()
 
 

@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import os
-import stat
 import threading
 
 from pyvmm.devices.console.ports import Port
 from pyvmm.devices.virtio.chain import split, total
 from pyvmm.errors import ConfigError
+from pyvmm.hostfile import obstacle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -79,15 +79,20 @@ class FilePort(Port):
         self._fd = -1
 
 
+def check_path(path: str, what: str) -> None:
+    """Raise ConfigError for what cannot be appended to, as far as that shows without making it."""
+    if problem := obstacle(path):
+        raise ConfigError(f"{what}: cannot append to {path}: {problem}.")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ConfigError(f"{what}: {path} is not a file that can be appended to; name one that is.")
+
+
 def _open_to_append(path: str, what: str) -> int:
+    check_path(path, what)
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
+        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
         raise ConfigError(f"{what}: cannot append to {path}: {error.strerror}.") from error
-    if stat.S_ISREG(os.fstat(fd).st_mode):
-        return fd
-    os.close(fd)
-    raise ConfigError(f"{what}: {path} is not a file that can be appended to.")
 
 
 class _Append:

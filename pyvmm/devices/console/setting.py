@@ -25,6 +25,11 @@ def check_port(settings: Settings) -> None:
             f"{what}: a port's name is made of letters, digits, dots, dashes and underscores, "
             f"{_NAME_LIMIT} at most."
         )
+    if "unix" in ends:
+        from pyvmm.devices.console.unixsocket import check_path
+    else:
+        from pyvmm.devices.console.file import check_path
+    check_path(settings.require(ends[0]), what)
 
 
 def open_port(settings: Settings) -> Port:

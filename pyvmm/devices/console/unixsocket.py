@@ -10,6 +10,7 @@ import stat
 
 from pyvmm.devices.console.stream import Interest, StreamPort
 from pyvmm.errors import ConfigError, HostError
+from pyvmm.hostfile import obstacle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -87,10 +88,23 @@ class UnixPort(StreamPort):
         self._inode = -1
 
 
-def _listener(path: str, what: str) -> socket.socket:
-    """A listening socket that only its owner may connect to."""
+def check_path(path: str, what: str) -> None:
+    """Raise ConfigError where no socket can be, as far as that shows without making it."""
     if len(os.fsencode(path)) > _PATH_LIMIT:
         raise ConfigError(f"{what}: a socket's path has {_PATH_LIMIT} bytes at most: choose a shorter one.")
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise ConfigError(
+                f"{what}: {path} exists and is not a socket: remove it, or choose another path."
+            )
+    except OSError:
+        if problem := obstacle(path):
+            raise ConfigError(f"{what}: cannot listen at {path}: {problem}.") from None
+
+
+def _listener(path: str, what: str) -> socket.socket:
+    """A listening socket that only its owner may connect to."""
+    check_path(path, what)
     try:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     except OSError as error:
@@ -112,11 +126,9 @@ def _listener(path: str, what: str) -> socket.socket:
 def _remove_stale(path: str, what: str) -> None:
     """Remove the socket that a program left behind which ended without cleaning up."""
     try:
-        mode = os.lstat(path).st_mode
+        os.lstat(path)
     except FileNotFoundError:
         return
-    if not stat.S_ISSOCK(mode):
-        raise ConfigError(f"{what}: {path} exists and is not a socket: remove it, or choose another path.")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
         try:
             probe.connect(path)

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 _MOST_PAIRS = 16
 _SMALLEST_MTU, _LARGEST_MTU = 68, 65535
+_NAME_LIMIT = 15  # of an interface: IFNAMSIZ without the NUL
 _HEX = frozenset("0123456789abcdefABCDEF")
 
 
@@ -56,6 +57,12 @@ def _parse_mac(value: str) -> str:
     return value.lower()
 
 
+def _parse_interface(value: str) -> str:
+    if not 0 < len(value) <= _NAME_LIMIT or not value.isascii() or set(value) & set(" /:%"):
+        raise ValueError(f"the name of a network interface, of up to {_NAME_LIMIT} characters")
+    return value
+
+
 def _parse_publish(value: str) -> str:
     from pyvmm.devices.net.passt import publish_arguments
 
@@ -65,7 +72,9 @@ def _parse_publish(value: str) -> str:
 
 SETTINGS = {
     "mode": values.choice("user: through passt; tap: an interface of the host", "user", "tap"),
-    "tap": values.text("the tap interface; without it, or when there is none such, one is made"),
+    "tap": values.Setting(
+        _parse_interface, "the tap interface; without it, or when there is none such, one is made"
+    ),
     "mac": values.Setting(_parse_mac, "the card's address, such as 52:54:00:12:34:56"),
     "vhost": values.choice(
         "whether the host's kernel moves the frames of a tap", "auto", "on", "off", default="auto"
@@ -82,8 +91,25 @@ def _mode(settings: Settings) -> str:
     return settings.text("mode") or ("tap" if settings.text("tap") else "user")
 
 
+def check(settings: Settings) -> None:
+    """Raise ConfigError for settings that do not go together."""
+    if _mode(settings) == "tap":
+        if settings.text("publish") is not None:
+            raise ConfigError(
+                f"{settings.what}: publish= is for mode=user; a tap's guest is in reach without it."
+            )
+        return
+    if settings.text("tap") is not None:
+        raise ConfigError(f"{settings.what}: tap= is for mode=tap; leave out one of user and tap=.")
+    if settings.text("vhost") == "on":
+        raise ConfigError(f"{settings.what}: vhost=on is for mode=tap; passt moves the frames itself.")
+    if settings.number("queues") != 1:
+        raise ConfigError(f"{settings.what}: queues= is for mode=tap; passt has one connection.")
+
+
 def open_end(settings: Settings) -> tuple[HostEnd, list[VhostNet]]:
     """What the user asked for, and the kernel's half of the card if it has one. Raises ConfigError."""
+    check(settings)
     if _mode(settings) == "tap":
         return _open_tap(settings)
     return _open_user(settings), []
@@ -92,12 +118,6 @@ def open_end(settings: Settings) -> tuple[HostEnd, list[VhostNet]]:
 def _open_user(settings: Settings) -> HostEnd:
     from pyvmm.devices.net import passt
 
-    if settings.text("tap") is not None:
-        raise ConfigError(f"{settings.what}: tap= is for mode=tap.")
-    if settings.text("vhost") == "on":
-        raise ConfigError(f"{settings.what}: vhost=on is for mode=tap; passt moves the frames itself.")
-    if settings.number("queues") != 1:
-        raise ConfigError(f"{settings.what}: queues= is for mode=tap; passt has one connection.")
     arguments = passt.publish_arguments(settings.text("publish"))
     mtu = settings.number("mtu")
     if mtu is not None:
@@ -109,10 +129,6 @@ def _open_tap(settings: Settings) -> tuple[HostEnd, list[VhostNet]]:
     from pyvmm.devices.net.tap import open_tap
     from pyvmm.devices.net.vhostnet import open_vhost_net
 
-    if settings.text("publish") is not None:
-        raise ConfigError(
-            f"{settings.what}: publish= is for mode=user; a tap's guest is in reach without it."
-        )
     queues = settings.number("queues") or 1
     wish = settings.text("vhost")
     vhosts: list[VhostNet] = []

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 NODE = "/dev/net/tun"
 INTERFACES = "/sys/class/net"
-NAME_LIMIT = 15  # IFNAMSIZ without the NUL
 
 # <linux/if_tun.h>, <linux/sockios.h>, <linux/if.h>
 TUNSETIFF, TUNSETOFFLOAD, TUNSETVNETHDRSZ = 0x4004_54CA, 0x4004_54D0, 0x4004_54D8
@@ -126,8 +125,6 @@ def open_tap(
     One that exists is left as its owner set it up. A new one is brought up, with this ``mtu``; an address, or
     a bridge, is up to the user.
     """
-    if name is not None:
-        _check_name(what, name)
     exists = name is not None and os.path.exists(f"{INTERFACES}/{name}")
     multi = _is_multi_queue(what, name, queues) if exists else queues > 1
     flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | (IFF_MULTI_QUEUE if multi else 0)
@@ -148,11 +145,6 @@ def open_tap(
     return tap
 
 
-def _check_name(what: str, name: str) -> None:
-    if len(name) > NAME_LIMIT or not name.isascii() or not name.isprintable() or set(name) & set(" /:%"):
-        raise ConfigError(f"{what}: {name!r} cannot be the name of a network interface.")
-
-
 def _is_multi_queue(what: str, name: str | None, queues: int) -> bool:
     """Whether the existing interface is for several queues. Raises ConfigError when it cannot be used."""
     try:
@@ -161,7 +153,7 @@ def _is_multi_queue(what: str, name: str | None, queues: int) -> bool:
     except (OSError, ValueError):
         flags = 0
     if not flags & IFF_TAP:
-        raise ConfigError(f"{what}: {name} is not a tap interface.")
+        raise ConfigError(f"{what}: {name} is not a tap interface; name one, or let one be made.")
     if queues > 1 and not flags & IFF_MULTI_QUEUE:
         raise ConfigError(
             f"{what}: {name} was made for one queue; leave out queues=, "
@@ -192,9 +184,9 @@ def _refusal(name: str, exists: bool, error: OSError) -> str:
             f"`ip tuntap add {shown} mode tap user $USER`, and name it with tap={shown}."
         )
     if error.errno == EBUSY:
-        return f": {name} is in use by another program."
+        return f": {name} is in use by another program; end that, or name another one."
     if error.errno == EINVAL:
-        return f": {name} cannot be used as a tap interface with these settings."
+        return f": {name} cannot be a tap interface with these settings; name another one."
     return f": {name} cannot be used: {error.strerror}."
 
 

@@ -50,9 +50,10 @@ def open_root(path: str, what: str) -> int:
     try:
         root = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        if isinstance(error, NotADirectoryError):
-            raise ConfigError(f"{what}: {path} is not a folder; give the folder to share.") from None
-        raise ConfigError(f"{what}: cannot share {path}: {error.strerror}.") from None
+        wrong = {errno.ENOTDIR: "is not a folder", errno.ENOENT: "does not exist"}.get(error.errno or 0)
+        if wrong is not None:
+            raise ConfigError(f"{what}: {path} {wrong}; give the folder to share.") from None
+        raise ConfigError(f"{what}: {path} cannot be shared: {error.strerror}; share another one.") from None
     try:
         os.close(openat2(root, b".", os.O_PATH, 0, _RESOLVE))
         os.stat(proc(root))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from struct import Struct, unpack
 
-from pyvmm.devices.settings import flag, size
+from pyvmm.devices.settings import flag, memory
 from pyvmm.devices.virtio import bits
 from pyvmm.devices.virtio.chain import gather, total
 from pyvmm.devices.virtio.device import VirtioDevice
@@ -71,7 +71,7 @@ class Balloon(VirtioDevice):
     SIZE = 16
     DEVICE_ID = 5
     SETTINGS: ClassVar[dict[str, Setting]] = {
-        "size": size("take this much from the guest at once", default=0),
+        "size": memory("take this much from the guest at once", default=0),
         "deflate-on-oom": flag("let a guest that runs out of memory take it back"),
     }
     POSITIONAL = ("size",)

@@ -148,7 +148,7 @@ class Blk(VirtioDevice):
         from pyvmm.devices.disk.opening import open_image
 
         if settings.flag("ro") and settings.flag("rw"):
-            raise ConfigError(f"{settings.what} is either ro or rw.")
+            raise ConfigError(f"{settings.what} is either ro or rw; leave one of them out.")
         return open_image(
             settings.require("file"),
             settings.what,

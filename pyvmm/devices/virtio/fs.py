@@ -40,7 +40,7 @@ class Fs(VirtioDevice):
     SIZE = MAX_TAG + 4
     SETTINGS: ClassVar[dict[str, keys.Setting]] = {
         "dir": keys.path("folder of the host to share"),
-        "tag": keys.tag("name under which the guest mounts it", default="share"),
+        "tag": keys.tag("name under which the guest mounts it", default="share", most=MAX_TAG),
         "rw": keys.flag("let the guest change the folder"),
     }
     POSITIONAL = ("dir", "tag")
@@ -68,17 +68,13 @@ class Fs(VirtioDevice):
 
     @classmethod
     def open(cls, settings: Settings, services: Services) -> Fs:
-        """Starts virtiofsd. Raises ConfigError: no such folder, no virtiofsd, a tag that is too long."""
+        """Starts virtiofsd. Raises ConfigError: no such folder, no virtiofsd."""
         from pyvmm.devices.vhost.virtiofsd import start_virtiofsd
 
         del services
-        tag = (settings.text("tag") or "").encode()
-        if len(tag) > MAX_TAG:
-            raise ConfigError(
-                f"{settings.what}: the tag is {len(tag)} bytes long; give one of at most {MAX_TAG}."
-            )
         cls.check(settings)
-        return cls(tag, start_virtiofsd(settings.what, settings.require("dir"), writable=settings.flag("rw")))
+        virtiofsd = start_virtiofsd(settings.what, settings.require("dir"), writable=settings.flag("rw"))
+        return cls(os.fsencode(settings.require("tag")), virtiofsd)
 
     def reset(self) -> None:
         """The tag is there from the start."""

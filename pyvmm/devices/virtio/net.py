@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pyvmm.devices.net import bits as netbits
 from pyvmm.devices.net import control as netctl
+from pyvmm.devices.net import ends
 from pyvmm.devices.net.ends import SETTINGS, mac_of, open_end
 from pyvmm.devices.net.pair import Counters, Pair
 from pyvmm.devices.virtio import bits
@@ -111,6 +112,11 @@ class Net(VirtioDevice):
         self._active_pairs = 1
         self._offloads = _AS_NEGOTIATED
         self._show_link()
+
+    @classmethod
+    def check(cls, settings: Settings) -> None:
+        """Raise ConfigError for settings that do not go together."""
+        ends.check(settings)
 
     @classmethod
     def open(cls, settings: Settings, services: Services) -> Net:

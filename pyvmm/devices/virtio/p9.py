@@ -59,7 +59,7 @@ class P9(VirtioDevice):
     SIZE = 2 + MAX_TAG
     SETTINGS: ClassVar[dict[str, keys.Setting]] = {
         "dir": keys.path("folder of the host to share"),
-        "tag": keys.tag("name under which the guest mounts it", default="share"),
+        "tag": keys.tag("name under which the guest mounts it", default="share", most=MAX_TAG),
         "rw": keys.flag("let the guest change the folder"),
     }
     POSITIONAL = ("dir", "tag")
@@ -83,23 +83,14 @@ class P9(VirtioDevice):
     @classmethod
     def check(cls, settings: Settings) -> None:
         """Open the folder, and let it go. Raises ConfigError."""
-        os.close(open_root(settings.require("dir"), settings.what))
+        os.close(_open_folder(settings))
 
     @classmethod
     def open(cls, settings: Settings, services: Services) -> P9:
-        """Raises ConfigError: no such folder, a tag that is too long, a host that is too old."""
+        """Raises ConfigError: no such folder, a host that is too old."""
         del services
-        tag = (settings.text("tag") or "").encode()
-        if len(tag) > MAX_TAG:
-            raise ConfigError(
-                f"{settings.what}: the tag is {len(tag)} bytes long; give one of at most {MAX_TAG}."
-            )
-        path = settings.require("dir")
-        root = open_root(path, settings.what)
-        if fstatfs(root)[0] == PROC_SUPER_MAGIC:
-            os.close(root)
-            raise ConfigError(f"{settings.what}: {path} holds processes, not files; share another folder.")
-        return cls(root, tag, writable=settings.flag("rw"), budget=_budget())
+        tag = os.fsencode(settings.require("tag"))
+        return cls(_open_folder(settings), tag, writable=settings.flag("rw"), budget=_budget())
 
     def reset(self) -> None:
         """The tag is there from the start."""
@@ -225,6 +216,15 @@ def _raise_limit(soft: int, hard: int) -> int:
     except (OSError, ValueError):
         return 0
     return soft
+
+
+def _open_folder(settings: Settings) -> int:
+    path = settings.require("dir")
+    root = open_root(path, settings.what)
+    if fstatfs(root)[0] == PROC_SUPER_MAGIC:
+        os.close(root)
+        raise ConfigError(f"{settings.what}: {path} holds processes, not files; share another folder.")
+    return root
 
 
 @cache

@@ -46,14 +46,18 @@ class Rng(VirtioDevice):
         self._session: Session | None = None
 
     @classmethod
+    def check(cls, settings: Settings) -> None:
+        """Raise ConfigError for a rate at which nothing would come."""
+        if settings.number("rate") == 0:
+            raise ConfigError(f"{settings.what}: a rate of 0 would give nothing; leave it out for no limit.")
+
+    @classmethod
     def open(cls, settings: Settings, services: Services) -> Rng:
         """The device the user asked for. Raises ConfigError."""
         del services
-        rate = settings.number("rate")
-        if rate == 0:
-            raise ConfigError(f"{settings.what}: a rate of 0 would give nothing; leave it out for no limit.")
+        cls.check(settings)
         os.getrandom(1)  # waits until the kernel has some, which is never again
-        return cls(rate or 0)
+        return cls(settings.number("rate") or 0)
 
     def activate(self, session: Session) -> None:
         """The driver is ready. What the last session spent of this period stays spent."""

@@ -73,12 +73,18 @@ class Vsock(VirtioDevice):
         self.reset()
 
     @classmethod
+    def check(cls, settings: Settings) -> None:
+        """The guest needs an address. Raises ConfigError."""
+        if settings.number("cid") is None:
+            raise ConfigError(f"{settings.what} needs cid=, the guest's address: a number from {_FIRST_CID}.")
+
+    @classmethod
     def open(cls, settings: Settings, services: Services) -> Vsock:
         """Take the address. Raises ConfigError when it, or vhost-vsock, is not to be had."""
         del services
+        cls.check(settings)
         cid = settings.number("cid")
-        if cid is None:
-            raise ConfigError(f"{settings.what} needs cid=, the guest's address: a number from {_FIRST_CID}.")
+        assert cid is not None
         vhost = VhostVsock.open(settings.what, NODE, "vhost_vsock")
         try:
             vhost.set_guest_cid(cid)

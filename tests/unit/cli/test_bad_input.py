@@ -8,7 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from pyvmm import cli
+from pyvmm import cli, preview
+from pyvmm.config import MachineConfig
 
 ELF_X86 = b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<HHIQQQ", 2, 62, 1, 0, 0, 0) + bytes(16)
 
@@ -30,6 +31,7 @@ def folder(tmp_path, monkeypatch):
         "large": image(memory=64 << 20),
         "initrd": bytes(24 << 20),
         "odd.img": bytes(1000),
+        "ok.img": bytes(1024),
         "cow.img": (b"QFI\xfb" + bytes(3)).ljust(65536, b"\0"),
     }
     for name, data in files.items():
@@ -49,6 +51,10 @@ def outcome(capfd, *words):
 def no_lab(monkeypatch):
     """Whatever is wrong is found before a lab host is started for it."""
     monkeypatch.setattr("pyvmm.lab.host.Lab", None)
+
+
+def twice(*disks):
+    return [word for disk in disks for word in ("-d", disk)]
 
 
 RUN = ["run", "--host=lab"]
@@ -76,18 +82,47 @@ RUN = ["run", "--host=lab"]
         (["good", "--disable-ssct"], "KVM knows no ISA extension 'ssct'. Did you mean sstc?"),
         (["good", "--cpu-type", "big"], "--cpu-type takes max, or min,EXT,..., not 'big'."),
         (["good", "--kernal", "x"], "pyvmm run has no option --kernal. Did you mean --kernel?"),
-        (["good", "-d", "disk.img,read-only"], "--disk disk.img,read-only has no setting 'read-only'."),
+        (["good", "-d", "disk.img,read-only"], "--disk disk.img,read-only has no setting 'read-only'. It ha"),
+        (["good", "-d", "ok.img,direkt"], "--disk ok.img,direkt has no setting 'direkt'. Did you mean direc"),
+        (["good", *twice("ok.img", "./ok.img")], "The disk image ./ok.img is given twice, with --disk ok.im"),
+        (["good", *twice("ok.img", "ok.img,ro")], "The disk image ok.img is given twice, with --disk ok.img"),
+        (["good", "--rng", "rate=1M"], "There is no file rate=1M; if that belongs to --rng, write --rng=rat"),
+        (["good", "--rng=rate=0"], "--rng rate=0: a rate of 0 would give nothing; leave it out"),
+        (["good", "--disk", "--verbose"], "--disk needs a value, and --verbose is an option; write --disk=-"),
+        (["good", "--log", "no/log"], "The log cannot be written to no/log: there is no folder no; make it"),
+        (["good", "--log", "directory"], "The log cannot be written to directory: it is a folder; name a fi"),
+        (["good", "--log", "./good"], "./good would be written over, and the guest needs it; name another f"),
+        (["good", "-d", "ok.img", "--log=ok.img"], "ok.img would be written over, and the guest needs it"),
+        (["good", "--log=x", "--dump-dtb=./x"], "./x would be written by two at once; name another file"),
+        (["good", "--log="], "--log needs the name of a file."),
+        (["good", "--dump-dtb", "no/dtb"], "The device tree cannot be written to no/dtb: there is no folder"),
+        (["good", "--trace=mmio", "--trace-out=no/x"], "The trace cannot be written to no/x: there is no fo"),
+        (["good", "--port", "a,unix=no/x"], "--port a,unix=no/x: cannot listen at no/x: there is no folder"),
+        (["good", "--port", "a,file=no/x"], "--port a,file=no/x: cannot append to no/x: there is no folder"),
+        (["good", "--port", "a,unix=good"], "--port a,unix=good: good exists and is not a socket: remove it"),
+        (["good", "--port", "a,file=x", "--port", "b,file=x"], "x would be written by two at once"),
+        (["good", "--port", "a,unix=x", "--port", "b,unix=x"], "--port a,unix=x and --port b,unix=x have th"),
+        (["good", "-n", "user,tap=x"], "--network user,tap=x: tap= is for mode=tap; leave out one of"),
+        (["good", "-n", "tap=a b"], "--network tap=a b: tap takes the name of a network interface"),
+        (["good", "-n", "tap,publish=22:22"], "--network tap,publish=22:22: publish= is for mode=user"),
+        (["good", "-n", "tap=t", "-n", "tap=t"], "--network tap=t and --network tap=t have the same tap 't'"),
+        (["good", "--vsock", "5", "--vsock", "5"], "--vsock 5 and --vsock 5 have the same cid 5; give each"),
+        (["good", "--device", "vsock"], "--device vsock needs cid=, the guest's address: a number from 3."),
+        (["good", "--9p", "missing"], "--9p missing: missing does not exist; give the folder to share."),
+        (["good", "--9p", ".," + "t" * 33], f"--9p .,{'t' * 33}: tag takes a name of at most 32 bytes, not"),
+        (["good", "--share", ".," + "t" * 37], f"--share .,{'t' * 37}: tag takes a name of at most 36 bytes"),
+        (["good", "--timeout=-3"], "--timeout takes a duration such as 500ms, 30s or 5m, not '-3'."),
         (["good", "-d", "a,id=x", "-d", "b,id=x"], "--disk a,id=x and --disk b,id=x have the same id 'x'"),
         (["good", "-d", "directory"], "--disk directory: directory is a directory"),
         (["good", "-d", "odd.img"], "--disk odd.img: odd.img is 1000 bytes long, not whole sectors of 512"),
         (["good", "-d", "cow.img"], "--disk cow.img: cow.img is a qcow2 image"),
-        (["good", "-d", "good,ro,rw"], "--disk good,ro,rw is either ro or rw."),
+        (["good", "-d", "good,ro,rw"], "--disk good,ro,rw is either ro or rw; leave"),
         (["good", "--9p", "good"], "--9p good: good is"),
         (["good", "--9p", ".,a", "--share", ".,a"], "--9p .,a and --share .,a have the same tag"),
         (["good", "--share", "missing"], "--share missing: missing is not a folder"),
         (["good", "--network", "bridge"], "--network bridge: mode takes one of"),
         (["good", "-n", "user,mac=01:00:00:00:00:00"], "--network user,mac=01:00:00:00:00:00: mac takes"),
-        (["good", "--device", "sound"], "There is no device 'sound'."),
+        (["good", "--device", "sound"], "There is no device 'sound'. There are 9p, balloon, blk"),
         (["good", "--device", "rnd"], "There is no device 'rnd'. Did you mean rng?"),
         (["good", "--vsock", "2"], "--vsock 2: cid takes a whole number"),
         (["good", "--virtio-transport", "isa"], "--virtio-transport takes one of pci, mmio"),
@@ -115,6 +150,22 @@ def test_mistake_is_one_sentence_with_code_125(folder, capfd, words, sentence):
 )
 def test_disk_that_is_no_image_says_how_to_make_one(folder, capfd, disk, sentence):
     assert outcome(capfd, *RUN, "good", "-d", disk) == (125, f"pyvmm: --disk {disk}: {sentence}\n")
+
+
+def test_two_disks_share_an_image_that_both_only_read(folder):
+    config = MachineConfig(kernel="good", mem="16M", disks=["ok.img,ro", "./ok.img,ro"])
+    preview.check(config)
+
+
+def test_what_is_printed_may_go_to_one_terminal(folder):
+    preview.check(MachineConfig(kernel="good", mem="16M", log="/dev/null", dump_dtb="/dev/null"))
+
+
+@pytest.mark.parametrize("words", [["run", "-m", "much"], ["exec", "-m", "much", "--", "x"]])
+def test_mistake_is_found_before_a_kernel_is_fetched(monkeypatch, capfd, words):
+    monkeypatch.setattr("pyvmm.lab.guests.kernel", None)
+    code, said = outcome(capfd, *words)
+    assert (code, said[:24]) == (125, "pyvmm: --mem takes a siz")
 
 
 def test_unreadable_kernel_is_one_sentence(folder, capfd, monkeypatch):
@@ -153,8 +204,21 @@ def test_host_that_is_not_riscv_is_said_with_code_126(folder, capfd):
         (["rum"], "there is no command 'rum'. Did you mean run? See pyvmm --help."),
         (["version", "x"], "pyvmm version takes no argument, but got 'x'. See pyvmm version --help."),
         (["lab", "strat"], "pyvmm lab has no command 'strat'. Did you mean start? See pyvmm lab --help."),
-        (["lab", "exec"], "pyvmm lab exec needs a command: pyvmm lab exec -- COMMAND..."),
-        (["dtb", "-o", "/no/x"], "The device tree cannot be written to /no/x: No such file or directory."),
+        (
+            ["lab", "exec", "ls"],
+            "pyvmm lab exec needs a command to run, after --: pyvmm lab exec [options] -- COMMAND...",
+        ),
+        (
+            ["dtb", "-o", "/no/x"],
+            (
+                "The device tree cannot be written to /no/x: "
+                "there is no folder /no; make it, or name another one."
+            ),
+        ),
+        (
+            ["exec", "--rootfs=/no", "--", "x"],
+            "--rootfs /no: /no is not a folder; give the guest's root folder.",
+        ),
     ],
 )  # fmt: skip
 def test_other_commands_say_it_in_one_sentence_too(capfd, words, sentence):

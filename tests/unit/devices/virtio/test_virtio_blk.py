@@ -634,7 +634,9 @@ class TestSettings:
         assert self.refusal("ro") == "--disk ro needs file=."
 
     def test_ro_and_rw_together_are_refused(self, path):
-        assert self.refusal(f"{path},ro,rw") == f"--disk {path},ro,rw is either ro or rw."
+        assert (
+            self.refusal(f"{path},ro,rw") == f"--disk {path},ro,rw is either ro or rw; leave one of them out."
+        )
 
     @pytest.mark.parametrize("name", ["x" * 21, "ümlaut", "a\tb"])
     def test_id_that_does_not_fit_is_refused(self, path, name):

@@ -151,7 +151,7 @@ def test_virtiofsd_that_does_not_end_by_itself_is_killed(program, share, monkeyp
     [
         ("", r"--share  needs dir="),
         ("{}/none", r"/none is not a folder; give the folder to share"),
-        ("{}," + "t" * 37, r"the tag is 37 bytes long; give one of at most 36"),
+        ("{}," + "t" * 37, r"tag takes a name of at most 36 bytes, not"),
         ("{}", r"needs the program virtiofsd, which is not installed; on Debian: apt install virtiofsd"),
     ],
 )

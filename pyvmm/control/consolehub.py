@@ -3,14 +3,15 @@
 
 A client first gets the output that was kept, then what the guest prints. One that reads too slowly loses
 output, and is told so where it is missing: it makes neither the guest nor another client wait. What clients
-type goes to the guest in the order in which it came, a piece a client at a time, so that what a guest does
-not read stays with those who sent it.
+type goes to the guest in the order in which it came. While the guest has not taken a certain amount of it,
+also from clients that have gone, no more is read: the rest stays with those who sent it.
 """
 
 from __future__ import annotations
 
 import os
 import threading
+from functools import partial
 
 from pyvmm.control.sockets import Listener, Peer
 
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 MOST_CLIENTS = 16
 # More than the console keeps, so that a client that reads gets all of that.
 _PENDING_LIMIT = 512 << 10
+# Bytes typed that the guest has not taken: beyond, nothing is read from any client.
+_MOST_UNTAKEN = 64 << 10
+_PIECE_COST = 512  # bytes that a piece of input takes beside its own
 
 
 class ConsoleHub:
@@ -39,6 +43,7 @@ class ConsoleHub:
         self._observe = observe
         self._send_input = send_input
         self._clients: set[_Client] = set()
+        self._untaken = 0
         self._listener = Listener(loop, path, self._connected)
 
     @property
@@ -60,13 +65,31 @@ class ConsoleHub:
 
     def _connected(self, fd: int) -> None:
         if len(self._clients) < MOST_CLIENTS:
-            self._clients.add(_Client(self._loop, fd, self._observe, self._send_input, self._clients.discard))
+            client = _Client(self._loop, fd, self._observe, self._typed, self._clients.discard)
+            self._clients.add(client)
+            client.peer.read(self._has_room)
             return
         try:
             os.write(fd, b"pyvmm: too many clients watch this console; end one of them\r\n")
         except OSError:
             pass  # it has gone already
         os.close(fd)
+
+    @property
+    def _has_room(self) -> bool:
+        return self._untaken < _MOST_UNTAKEN
+
+    def _typed(self, data: bytes) -> None:
+        cost = len(data) + _PIECE_COST
+        self._count(cost)
+        self._send_input(data, lambda: self._loop.call_soon(partial(self._count, -cost)))
+
+    def _count(self, cost: int) -> None:
+        had_room = self._has_room
+        self._untaken += cost
+        if self._has_room != had_room:
+            for client in self._clients:
+                client.peer.read(self._has_room)
 
 
 class _Client:
@@ -77,11 +100,11 @@ class _Client:
         loop: EventLoop,
         fd: int,
         observe: Observe,
-        send_input: SendInput,
+        on_typed: Callable[[bytes], None],
         on_gone: Callable[[_Client], None],
     ) -> None:
         self._loop = loop
-        self._send_input = send_input
+        self._on_typed = on_typed
         self._forget = on_gone
         self._lock = threading.Lock()
         self._pending = bytearray()
@@ -129,8 +152,4 @@ class _Client:
 
     def _typed(self, data: bytes) -> None:
         if data:
-            self.peer.read(False)
-            self._send_input(data, lambda: self._loop.call_soon(self._taken))
-
-    def _taken(self) -> None:
-        self.peer.read(True)
+            self._on_typed(data)

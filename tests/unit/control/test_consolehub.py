@@ -52,6 +52,30 @@ def test_guest_that_does_not_read_leaves_what_is_typed_with_its_sender(watch, ma
     typing.result()
 
 
+@pytest.mark.parametrize(("clients", "piece"), [(10, 64 << 10), (300, 1)])
+def test_clients_that_type_and_go_leave_a_bounded_part_with_a_guest_that_does_not_read(
+    watch, server, machine, connect, clients, piece
+):
+    machine.reads_input = False
+    machine.prints(b"hung")
+    control = connect()
+    for _ in range(clients):
+        client = Client(os.path.join(server.folder, "console.sock"))
+        client.send(b"x" * piece)
+        for _ in range(2):  # the second answer comes after what was there before the first one
+            control.ask("status")
+        client.close()
+    assert sum(map(len, machine.typed)) <= 128 << 10
+    assert len(machine.typed) <= 128
+    later = watch()
+    later.read_until(b"hung")
+    later.send(b"!")
+    machine.reads_input = True
+    while machine.untaken:
+        machine.untaken.pop()()
+    eventually(lambda: b"!" in machine.typed)
+
+
 def test_client_that_does_not_read_loses_output_and_is_told_where(watch, machine, connect):
     slow, quick = watch(), watch()
     machine.prints(b"start\n")

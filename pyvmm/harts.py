@@ -97,6 +97,7 @@ def _known_sbi(name: str) -> str:
         from pyvmm.nearest import nearest
 
         hint = nearest(name, (*regs.SBI_EXTENSIONS, *_SBI_ALIASES))
+        hint = hint or f" It knows {', '.join(regs.SBI_EXTENSIONS)}."
         raise ConfigError(f"KVM knows no SBI extension {name!r}.{hint}")
     return known
 

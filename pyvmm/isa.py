@@ -106,7 +106,8 @@ def _known(name: str, known: frozenset[str]) -> str:
         return name
     from pyvmm.nearest import nearest
 
-    raise ConfigError(f"KVM knows no ISA extension {name!r}.{nearest(name, known)}")
+    hint = nearest(name, known) or " pyvmm doctor lists those of this host."
+    raise ConfigError(f"KVM knows no ISA extension {name!r}.{hint}")
 
 
 def _check(changes: dict[str, bool]) -> None:

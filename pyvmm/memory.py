@@ -23,6 +23,7 @@ RAM, READ_ONLY, DEVICE = "RAM", "read-only memory", "device memory"
 
 #: Backings. Any other string is a directory where hugetlbfs is mounted.
 ANONYMOUS, MEMFD = "anonymous", "memfd"
+_HOST = "The host"
 
 _PAGE = mmap.PAGESIZE
 _HUGE = 2 << 20  # the G-stage's smallest block
@@ -260,7 +261,7 @@ def _reserve(size: int, align: int) -> mmap.mmap:
     try:
         return mmap.mmap(-1, size + align, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except (OSError, OverflowError, ValueError) as error:
-        raise _too_large(size, "the host") from error
+        raise _too_large(size, _HOST) from error
 
 
 def _overlay(address: int, size: int, backing: str) -> int:
@@ -270,7 +271,7 @@ def _overlay(address: int, size: int, backing: str) -> int:
     try:
         fd = _memory_file(backing)
     except OSError as error:
-        raise ConfigError(f"cannot make guest memory in {backing}: {error.strerror}") from error
+        raise ConfigError(f"No guest memory can be made in {backing}: {error.strerror}.") from error
     try:
         os.ftruncate(fd, size)
         protection = mmap.PROT_READ | mmap.PROT_WRITE
@@ -278,7 +279,7 @@ def _overlay(address: int, size: int, backing: str) -> int:
             raise OSError(ctypes.get_errno(), "mmap")
     except OSError as error:
         os.close(fd)
-        raise _too_large(size, "the host" if backing == MEMFD else backing) from error
+        raise _too_large(size, _HOST if backing == MEMFD else backing) from error
     return fd
 
 
@@ -303,12 +304,16 @@ def _huge_page_size(path: str, base: int, size: int) -> int:
     try:
         page = os.statvfs(path).f_bsize
     except OSError as error:
-        raise ConfigError(f"cannot use {path} for guest memory: {error.strerror}") from error
+        raise ConfigError(
+            f"--mem-backend: {path} cannot be used: {error.strerror}; name the folder where hugetlbfs is mounted."
+        ) from error
     if page <= _PAGE:
-        raise ConfigError(f"{path} is not a hugetlbfs mount: its pages are of {page} bytes")
+        raise ConfigError(
+            f"--mem-backend: {path} is not a hugetlbfs mount; make it one with: mount -t hugetlbfs none {path}"
+        )
     if base % page or size % page:
         raise ConfigError(
-            f"memory on {path} comes in pages of {page >> 20} MiB: {size} bytes are not a multiple"
+            f"Memory on {path} comes in pages of {page >> 20} MiB; choose a multiple of that with --mem."
         )
     return page
 
@@ -322,8 +327,11 @@ def _advise_huge_pages(mapping: mmap.mmap, offset: int, size: int) -> None:
 
 
 def _too_large(size: int, giver: str) -> ConfigError:
-    free = f"; {_available() >> 20} MiB are available" if giver == "the host" else ""
-    return ConfigError(f"{giver} cannot give {size >> 20} MiB of guest memory{free}")
+    if giver == _HOST:
+        rest = f"{_available() >> 20} MiB are available; give the guest less with --mem."
+    else:
+        rest = "reserve more huge pages, or give the guest less with --mem."
+    return ConfigError(f"{giver} cannot give {size >> 20} MiB of guest memory: {rest}")
 
 
 def _available() -> int:

@@ -169,7 +169,7 @@ def test_bank_that_ends_with_the_address_space_is_fine():
 def test_more_than_the_host_can_give_names_both_amounts(size, backing):
     with GuestMemory() as mem:
         with pytest.raises(
-            ConfigError, match=rf"the host cannot give {size >> 20} MiB of guest memory; \d+ MiB"
+            ConfigError, match=rf"The host cannot give {size >> 20} MiB of guest memory: \d+ MiB .* --mem"
         ):
             mem.add(BASE, size, backing=backing)
         assert mem.banks == ()
@@ -179,7 +179,7 @@ def test_hugetlbfs_path_that_is_none_is_refused(tmp_path):
     with GuestMemory() as mem:
         with pytest.raises(ConfigError, match="is not a hugetlbfs mount"):
             mem.add(BASE, 2 * MIB, backing=str(tmp_path))
-        with pytest.raises(ConfigError, match="No such file"):
+        with pytest.raises(ConfigError, match="No such file or directory; name the folder"):
             mem.add(BASE, 2 * MIB, backing=str(tmp_path / "none"))
 
 

@@ -68,7 +68,7 @@ def _look(path: str, what: str) -> bool:
     if stat.S_ISDIR(mode):
         raise ConfigError(f"{what}: {path} is a directory, not a disk image; --share gives it to the guest.")
     if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
-        raise ConfigError(f"{what}: {path} is neither a file nor a block device.")
+        raise ConfigError(f"{what}: {path} is neither a file nor a block device; name a disk image.")
     return stat.S_ISBLK(mode)
 
 

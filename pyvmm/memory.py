@@ -305,11 +305,11 @@ def _huge_page_size(path: str, base: int, size: int) -> int:
         page = os.statvfs(path).f_bsize
     except OSError as error:
         raise ConfigError(
-            f"--mem-backend: {path} cannot be used: {error.strerror}; name the folder where hugetlbfs is mounted."
+            f"--mem-backend: {path} cannot be used: {error.strerror}; name where hugetlbfs is mounted."
         ) from error
     if page <= _PAGE:
         raise ConfigError(
-            f"--mem-backend: {path} is not a hugetlbfs mount; make it one with: mount -t hugetlbfs none {path}"
+            f"--mem-backend: {path} is no hugetlbfs mount; make it one: mount -t hugetlbfs none {path}"
         )
     if base % page or size % page:
         raise ConfigError(

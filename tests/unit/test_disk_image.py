@@ -75,7 +75,7 @@ class TestOpening:
 
     def test_pipe_is_refused_without_waiting_for_its_other_end(self, tmp_path):
         os.mkfifo(tmp_path / "pipe")
-        assert refusal(tmp_path / "pipe") == "PATH is neither a file nor a block device."
+        assert refusal(tmp_path / "pipe") == "PATH is neither a file nor a block device; name a disk image."
 
     def test_empty_file_is_refused(self, tmp_path):
         (tmp_path / "x").touch()

@@ -177,9 +177,9 @@ def test_more_than_the_host_can_give_names_both_amounts(size, backing):
 
 def test_hugetlbfs_path_that_is_none_is_refused(tmp_path):
     with GuestMemory() as mem:
-        with pytest.raises(ConfigError, match="is not a hugetlbfs mount"):
+        with pytest.raises(ConfigError, match="is no hugetlbfs mount"):
             mem.add(BASE, 2 * MIB, backing=str(tmp_path))
-        with pytest.raises(ConfigError, match="No such file or directory; name the folder"):
+        with pytest.raises(ConfigError, match="No such file or directory; name where"):
             mem.add(BASE, 2 * MIB, backing=str(tmp_path / "none"))
 
 

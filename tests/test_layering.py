@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "layout": set(),
     "nearest": set(),
     "attempts": set(),
+    "unixlistener": set(),
     "threads": set(),
     "hostfile": {"errors"},
     "configfiles": {"config", "devicelist", "errors", "hostfile"},
@@ -47,7 +48,7 @@ MAY_IMPORT = {
     "devicetree": {"fdt", "isa"},
     "pcitree": {"devices", "devicetree", "fdt", "layout"},
     "mmio": {"errors"},
-    "devices": {"mmio", "memory", "nearest", "ring", "fdt", "errors", "hostfile"},
+    "devices": {"mmio", "memory", "nearest", "ring", "fdt", "errors", "hostfile", "unixlistener"},
     "kvm": {"errors", "ring"},
     "sbi": {"errors"},
     "trace": {"devices"},
@@ -82,7 +83,7 @@ MAY_IMPORT = {
     "machine": {
         "attempts", "board", "config", "console", "errors", "kvm", "outcome", "steering", "trace",
     },
-    "control": {"errors", "eventloop", "machine", "nearest", "outcome", "threads"},
+    "control": {"errors", "eventloop", "machine", "nearest", "outcome", "threads", "unixlistener"},
     "lab": {"cpio", "errors"},
 }  # fmt: skip
 # The command line and the pytest plugin sit on top and may use everything; so may the package's front door.

@@ -6,11 +6,11 @@ Everything here runs on the loop's thread, except what says otherwise.
 
 from __future__ import annotations
 
-import _socket
 import os
 from select import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT
 
 from pyvmm.errors import HostError
+from pyvmm.unixlistener import RETRY, UnixListener
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 
     from pyvmm.eventloop import EventLoop, Watch
 
-_BACKLOG = 64
 _ACCEPTED_PER_PASS = 16
-_RETRY = 0.1  # seconds until clients that could not be accepted are looked at again
 _READ_SIZE = 64 << 10
 
 
@@ -59,23 +57,19 @@ class Listener:
     def _acceptable(self, _events: int) -> None:
         for _ in range(_ACCEPTED_PER_PASS):
             try:
-                fd, _ = self._socket._accept()  # type: ignore[attr-defined]  # there, but not declared
-            except (BlockingIOError, ConnectionAbortedError):
-                return
-            except OSError:  # no descriptor is free: those who wait are there still when one is
+                fd = self._socket.accept()
+            except OSError:  # those who wait are there still when a descriptor is free
                 self._stop()
-                self._loop.call_later(_RETRY, self._start)
+                self._loop.call_later(RETRY, self._start)
                 return
-            os.set_blocking(fd, False)
+            if fd is None:
+                return
             self._on_client(fd)
 
 
-def _listen(path: str) -> _socket.socket:
-    listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_NONBLOCK)
+def _listen(path: str) -> UnixListener:
+    listener = UnixListener(f"{path}.new")
     try:
-        listener.bind(f"{path}.new")
-        os.chmod(f"{path}.new", 0o600)
-        listener.listen(_BACKLOG)
         os.rename(f"{path}.new", path)
     except BaseException:
         listener.close()

@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
+import _socket
 import os
 import select
-import socket
 import stat
 
 from pyvmm.devices.console.stream import Interest, StreamPort
-from pyvmm.errors import ConfigError, HostError
+from pyvmm.errors import ConfigError
 from pyvmm.hostfile import obstacle
+from pyvmm.unixlistener import RETRY, UnixListener
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 
     from pyvmm.devices.virtio.session import ActiveQueue, Session
 
-_BACKLOG = 16
-_RETRY = 0.1  # seconds until a client that could not be accepted is looked at again
 _PATH_LIMIT = 107  # bytes in sockaddr_un, without the final NUL
 
 
@@ -58,22 +57,20 @@ class UnixPort(StreamPort):
 
     def _acceptable(self, _events: int) -> None:
         self._accepting.stop()
+        client = None
         try:
-            client, _ = self._listener.accept()
-        except OSError:  # it has gone again, or we have too many descriptors
-            self._listen_later()
+            client = self._listener.accept()
+            write_fd = -1 if client is None else os.dup(client)
+        except OSError:  # no descriptor is free
+            if client is not None:
+                os.close(client)
+            if self._session is not None:
+                self._session.call_later(RETRY, self._listen)
             return
-        try:
-            write_fd = os.dup(client.fileno())
-        except OSError:
-            client.close()
-            self._listen_later()
-            return
-        self.connect(client.detach(), write_fd)
-
-    def _listen_later(self) -> None:
-        if self._session is not None:
-            self._session.call_later(_RETRY, self._listen)
+        if client is None:  # it has gone again
+            self._listen()
+        else:
+            self.connect(client, write_fd)
 
     def close(self) -> None:
         """See Port. The socket's name goes, too, unless somebody else has it by now."""
@@ -102,25 +99,13 @@ def check_path(path: str, what: str) -> None:
             raise ConfigError(f"{what}: cannot listen at {path}: {problem}.") from None
 
 
-def _listener(path: str, what: str) -> socket.socket:
-    """A listening socket that only its owner may connect to."""
+def _listener(path: str, what: str) -> UnixListener:
     check_path(path, what)
     try:
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    except OSError as error:
-        raise HostError(f"Cannot make a socket: {error.strerror}.", error.errno or 0) from error
-    try:
         _remove_stale(path, what)
-        listener.bind(path)
-        os.chmod(path, 0o600)  # nobody can connect before it listens
-        listener.listen(_BACKLOG)
+        return UnixListener(path)
     except OSError as error:
-        listener.close()
         raise ConfigError(f"{what}: cannot listen at {path}: {error.strerror}.") from error
-    except BaseException:
-        listener.close()
-        raise
-    return listener
 
 
 def _remove_stale(path: str, what: str) -> None:
@@ -129,12 +114,14 @@ def _remove_stale(path: str, what: str) -> None:
         os.lstat(path)
     except FileNotFoundError:
         return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-            return
-        except BlockingIOError:  # somebody listens, and many wait
-            pass
+    probe = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_NONBLOCK)
+    try:
+        probe.connect(path)
+    except ConnectionRefusedError:
+        os.unlink(path)
+        return
+    except BlockingIOError:  # somebody listens, and many wait
+        pass
+    finally:
+        probe.close()
     raise ConfigError(f"{what}: another program listens at {path}: end it, or choose another path.")

@@ -312,13 +312,13 @@ def test_thousands_of_connections_leave_nothing_behind(connect, server):
 
 def test_no_free_descriptor_delays_clients_and_harms_nobody(connect, server, monkeypatch):
     client = connect()
-    accept, failures = server._listener._socket._accept, [24, 24]
+    accept, failures = server._listener._socket.accept, [24, 24]
 
     class Listening:
         fileno = server._listener._socket.fileno
         close = server._listener._socket.close
 
-        def _accept(self):
+        def accept(self):
             if failures:
                 raise OSError(failures.pop(), "Too many open files")
             return accept()

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """``python -m fakes.command GUEST run ...``: the pyvmm command, with its machine on a fake KVM.
 
-In the environment: ``CLOSING_FD`` gets a byte when the machine begins to close; ``IGNORED`` is a signal that
-is ignored from the start, as nohup does it. The others are not, whatever the tests were started from.
+In the environment: ``CLOSING_FD`` gets a byte when the machine begins to close; ``PAUSE_LIMIT`` is how many
+seconds a pause waits for; ``IGNORED`` is a signal that is ignored from the start, as nohup does it. The others
+are not, whatever the tests were started from.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from fakes.kernel import (
 )
 from fakes.threads import PATIENCE
 
-from pyvmm import cli, machine
+from pyvmm import cli, machine, pausing
 from pyvmm.cli import traceout
 from pyvmm.console import output
 from pyvmm.kvm import uapi
@@ -76,6 +77,7 @@ if __name__ == "__main__":
         signal.signal(number, signal.SIG_IGN if ignored else signal.SIG_DFL)
     machine.Machine = FakedMachine  # type: ignore[misc]
     output._HIGH_WATER = 1 << 14  # it takes little to fill a buffer
+    pausing.LIMIT = float(os.environ.get("PAUSE_LIMIT", pausing.LIMIT))
     machine._PATIENCE = 0.0  # nor long to give up on who takes nothing of the console,
     traceout._PATIENCE = PATIENCE  # but who reads the trace late gets all of it
     sys.exit(cli.main(sys.argv[2:]))

@@ -83,7 +83,7 @@ def test_console_can_be_watched_and_typed_at_beside_the_terminal(pyvmm):
 
 
 def test_output_that_nobody_takes_does_not_keep_others_from_the_guest(pyvmm, ask):
-    it = pyvmm("flood", "--name=box")
+    it = pyvmm("flood", "--name=box", env={"PAUSE_LIMIT": "0.1"})
     reachable("box")
     assert ask("pause", "box", "--host=local")[0] in (0, 125)  # its vCPU may wait for the reader
     code, _, err = ask("kill", "box", "--host=local")

@@ -18,7 +18,12 @@ COMMAND = guests.command(
     "End a guest at once, like pulling the plug. If its pyvmm does not answer, that is killed.",
     every=True,
 )
-_PATIENCE = 5.0  # seconds
+# Seconds in which a pyvmm that works answers, on a busy host too,
+_PATIENCE = 5.0
+# in which it then brings the guest's devices to an end,
+_CLOSING = 20.0
+# and in which the kernel removes a process that was killed.
+_DEATH = 60.0
 
 
 def main(words: list[str]) -> int:
@@ -30,26 +35,32 @@ def _kill(found: Found, _values: guests.Values) -> tuple[int, guests.Values, str
     try:
         with guests.connect(found, patience=_PATIENCE) as control:
             control.request("kill")
-            if control.wait_closed(_PATIENCE):
+            if control.wait_closed(_CLOSING):
                 return 0, {"how": "ended"}, "ended"
     except (ConfigError, ControlGone):
         pass
-    _kill_process(found)
-    return 0, {"how": "killed"}, f"its pyvmm (process {found.pid}) did not answer, and was killed"
+    if _kill_process(found):
+        return 0, {"how": "killed"}, f"its pyvmm (process {found.pid}) did not answer, and was killed"
+    return 0, {"how": "ended"}, "ended"
 
 
-def _kill_process(found: Found) -> None:
-    """Kill the process that holds the guest's name, and no other that has its number by now."""
+def _kill_process(found: Found) -> bool:
+    """Kill the process that holds the guest's name, and no other that has its number by now.
+
+    False when that has ended by itself. Raises HostError.
+    """
     try:
         fd = os.pidfd_open(found.pid)
-    except (ProcessLookupError, OSError):
-        return
+    except OSError:
+        return False
     try:
-        if found.pid in [guest.pid for guest in runfolder.running() if guest.name == found.name]:
-            signal.pidfd_send_signal(fd, signal.SIGKILL)
-            if not select.select([fd], [], [], _PATIENCE)[0]:
-                raise HostError(
-                    f"Process {found.pid} does not end even when it is killed: the host is stuck."
-                )
+        if found.pid not in [guest.pid for guest in runfolder.running() if guest.name == found.name]:
+            return False
+        signal.pidfd_send_signal(fd, signal.SIGKILL)
+        if not select.select([fd], [], [], _DEATH)[0]:
+            raise HostError(f"Process {found.pid} does not end even when it is killed: the host is stuck.")
+        return True
+    except ProcessLookupError:  # just now
+        return False
     finally:
         os.close(fd)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
+from errno import EMFILE, ENFILE, ENOMEM
 
 from pyvmm.errors import ConfigError, HostError
 from pyvmm.nearest import nearest
@@ -227,10 +228,15 @@ def _look(where: str) -> list[Found]:
 
 
 def _holder(folder: str) -> int | None:
-    """The process that holds the folder's lock; 0 when it cannot be told; None when nobody does."""
+    """The process that holds the folder's lock; 0 when it cannot be told; None when nobody does.
+
+    Raises OSError when this process or the host cannot open one more file: that says nothing of the lock.
+    """
     try:
         fd = os.open(os.path.join(folder, _LOCK), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
+    except OSError as error:
+        if error.errno in (EMFILE, ENFILE, ENOMEM):
+            raise
         return None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

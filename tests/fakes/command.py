@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """``python -m fakes.command GUEST run ...``: the pyvmm command, with its machine on a fake KVM.
 
-In the environment: ``CLOSING_FD`` gets a byte when the machine begins to close; ``PAUSE_LIMIT`` is how many
-seconds a pause waits for; ``IGNORED`` is a signal that is ignored from the start, as nohup does it. The others
+In the environment: ``CLOSING_FD`` gets a byte when the machine begins to close; ``PAUSE_LIMIT`` is how long a
+pause waits, in seconds; ``IGNORED`` is a signal that is ignored from the start, as nohup does it. The others
 are not, whatever the tests were started from.
 """
 

@@ -231,6 +231,27 @@ def test_kill_kills_a_pyvmm_that_does_not_answer(run, command, monkeypatch):
     assert runfolder.running() == []
 
 
+@pytest.mark.parametrize("when", ["before it is looked for", "before it is killed"])
+def test_guest_that_ends_while_its_silent_pyvmm_is_to_be_killed_has_ended(run, monkeypatch, when):
+    held = runfolder.claim("ending")  # by this process: a signal to it would be noticed
+    look = runfolder.running
+
+    def looked():
+        """The second look is the one before the process is killed."""
+        found = look()
+        monkeypatch.setattr(runfolder, "running", lambda: (held.release(), look())[1])
+        return found
+
+    def killed(*_):
+        raise ProcessLookupError(3, "No such process")
+
+    if when == "before it is looked for":
+        monkeypatch.setattr(runfolder, "running", looked)
+    monkeypatch.setattr(kill.signal, "pidfd_send_signal", killed)
+    assert run("kill", "ending") == (0, "", "pyvmm: ending: ended\n")
+    held.release()
+
+
 def test_kill_kills_a_pyvmm_that_hangs(run, command, start, monkeypatch):
     monkeypatch.setattr(kill, "_PATIENCE", 0.05)
     it = command(

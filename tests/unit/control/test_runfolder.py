@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import errno
 import os
 import shutil
 import stat
@@ -99,6 +100,21 @@ def test_folder_of_a_killed_process_is_stale_and_removed_by_who_looks(another_pr
     process.wait(PATIENCE)
     assert runfolder.running() == []
     assert not os.path.exists(process.folder)
+
+
+def test_guest_is_not_taken_for_an_ended_one_by_who_has_no_free_descriptor(claim, monkeypatch):
+    claim("one")
+
+    def open_file(path, *how):
+        if path.endswith("/one/lock"):
+            raise OSError(errno.EMFILE, "Too many open files")
+        return real(path, *how)
+
+    real = os.open
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="Too many open files"):
+        patch.setattr(runfolder.os, "open", open_file)
+        runfolder.running()
+    assert [found.name for found in runfolder.running()] == ["one"]
 
 
 def test_name_of_a_killed_process_can_be_claimed(another_process, claim):

@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
+import json
 import os
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
+from fakes.controlled import FakeMachine
 from fakes.threads import PATIENCE, read
+
+from pyvmm import cli, control
 
 TESTS = Path(__file__).resolve().parents[2]
 PATHS = os.pathsep.join((str(TESTS), str(TESTS.parent)))
@@ -83,3 +88,70 @@ def pyvmm(command, image):
         return command(sys.executable, "-m", "fakes.command", guest, *words, **options)
 
     return start
+
+
+# Commands for guests that are fakes
+
+
+class FakeLab:
+    """Lab hosts: what runs in them, and what they were told to run."""
+
+    def __init__(self, flavour):
+        self.flavour = flavour
+
+    def status(self):
+        return {"running": self.flavour in self.running}
+
+    def run(self, argv):
+        assert argv[:3] == ["python3", "-m", "pyvmm"]
+        self.commands.append((self.flavour, argv[3:]))
+        return self.code
+
+    def popen(self, argv, **how):
+        self.commands.append((self.flavour, argv[3:]))
+        found = [{"name": name, "state": "running", "pid": 5} for name in self.running[self.flavour]]
+        return subprocess.Popen([sys.executable, "-c", f"print({json.dumps(found)!r})"], **how)
+
+
+@pytest.fixture
+def lab(monkeypatch):
+    """The lab hosts, of which none runs."""
+    monkeypatch.setattr("pyvmm.lab.host.Lab", FakeLab)
+    FakeLab.running, FakeLab.commands, FakeLab.code = {}, [], 0
+    return FakeLab
+
+
+@pytest.fixture
+def start():
+    """Starts guests that are fakes; returns their machines."""
+    served, machines = [], []
+
+    def make(name="guest", **options):
+        machines.append(FakeMachine(**options))
+        served.append(control.serve(machines[-1], name))
+        real_end = machines[-1].end
+
+        def end(outcome, server=served[-1]):
+            """As in pyvmm run: when the guest has ended, the name is given back."""
+            real_end(outcome)
+            threading.Thread(target=server.close).start()
+
+        machines[-1].end = end
+        return machines[-1]
+
+    yield make
+    for server in served:
+        server.close()
+    for machine in machines:
+        machine.close()
+
+
+@pytest.fixture
+def run(lab, capfd):
+    """Runs pyvmm, with fakes of lab hosts: (exit code, stdout, stderr)."""
+
+    def pyvmm(*words):
+        code = cli.main(list(words))
+        return (code, *capfd.readouterr())
+
+    return pyvmm

@@ -1,85 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``pyvmm ps``, ``stop`` and the others on guests that are fakes, on this host and in lab hosts."""
+"""``pyvmm ps``, ``stop`` and the others on guests that are fakes."""
 
 import json
 import os
 import signal
-import subprocess
 import sys
-import threading
 
 import pytest
-from fakes.controlled import FakeMachine
 from fakes.threads import PATIENCE
 
-from pyvmm import cli, control
 from pyvmm.cli import kill
 from pyvmm.control import runfolder
 from pyvmm.outcome import POWEROFF, Outcome
-
-
-class FakeLab:
-    """Lab hosts: what runs in them, and what they were told to run."""
-
-    def __init__(self, flavour):
-        self.flavour = flavour
-
-    def status(self):
-        return {"running": self.flavour in self.running}
-
-    def run(self, argv):
-        assert argv[:3] == ["python3", "-m", "pyvmm"]
-        self.commands.append((self.flavour, argv[3:]))
-        return self.code
-
-    def popen(self, argv, **how):
-        self.commands.append((self.flavour, argv[3:]))
-        found = [{"name": name, "state": "running", "pid": 5} for name in self.running[self.flavour]]
-        return subprocess.Popen([sys.executable, "-c", f"print({json.dumps(found)!r})"], **how)
-
-
-@pytest.fixture(autouse=True)
-def lab(monkeypatch):
-    monkeypatch.setattr("pyvmm.lab.host.Lab", FakeLab)
-    FakeLab.running, FakeLab.commands, FakeLab.code = {}, [], 0
-    return FakeLab
-
-
-@pytest.fixture
-def start():
-    """Starts guests; returns their machines."""
-    served, machines = [], []
-
-    def make(name="guest", **options):
-        machines.append(FakeMachine(**options))
-        served.append(control.serve(machines[-1], name))
-        real_end = machines[-1].end
-
-        def end(outcome, server=served[-1]):
-            """As in pyvmm run: when the guest has ended, the name is given back."""
-            real_end(outcome)
-            threading.Thread(target=server.close).start()
-
-        machines[-1].end = end
-        return machines[-1]
-
-    yield make
-    for server in served:
-        server.close()
-    for machine in machines:
-        machine.close()
-
-
-@pytest.fixture
-def run(capfd):
-    """Runs pyvmm: (exit code, stdout, stderr)."""
-
-    def pyvmm(*words):
-        code = cli.main(list(words))
-        return (code, *capfd.readouterr())
-
-    return pyvmm
-
 
 # ps
 
@@ -388,81 +320,3 @@ def test_mistake_is_one_sentence_with_code_125(start, run, words, sentence):
 )
 def test_command_without_any_guest_says_how_to_start_one(run, command):
     assert run(command) == (125, "", "pyvmm: No guest is running; start one with pyvmm run.\n")
-
-
-# Guests in the lab
-
-
-@pytest.fixture
-def not_riscv(monkeypatch):
-    real = os.uname()
-    monkeypatch.setattr(os, "uname", lambda: os.uname_result((*real[:4], "x86_64")))
-
-
-def test_command_runs_in_the_only_lab_host_that_runs(not_riscv, run, lab):
-    lab.running, lab.code = {"plic": ["vm1"]}, 124
-    assert run("stop", "vm1", "--grace=5s")[0] == 124
-    assert lab.commands == [("plic", ["stop", "--grace=5s", "--host=local", "--", "vm1"])]
-
-
-def test_arguments_reach_the_lab_as_they_were_given(not_riscv, run, lab):
-    lab.running = {"aia": ["vm1"]}
-    assert run("balloon", "vm1", "-64M")[0] == 0
-    assert run("debug", "regs", "--cpu", "1")[0] == 0
-    assert run("attach")[0] == 0
-    assert [words for _, words in lab.commands] == [
-        ["balloon", "--host=local", "--", "vm1", "-64M"],
-        ["debug", "--cpu=1", "--host=local", "--", "regs"],
-        ["attach", "--host=local"],
-    ]
-
-
-def test_ps_merges_the_guests_of_every_place(not_riscv, run, lab, start):
-    start("here")
-    lab.running = {"aia": ["vm1"], "plic": ["vm1", "vm2"]}
-    _, out, _ = run("ps")
-    assert [row.split()[:3] for row in out.splitlines()] == [
-        ["NAME", "WHERE", "STATE"],
-        ["here", "local", "running"],
-        ["vm1", "lab:aia", "running"],
-        ["vm1", "lab:plic", "running"],
-        ["vm2", "lab:plic", "running"],
-    ]
-    assert [one["where"] for one in json.loads(run("ps", "--json")[1])][-1] == "lab:plic"
-
-
-def test_guest_is_found_wherever_it_runs(not_riscv, run, lab, start):
-    machine = start("here")
-    lab.running = {"aia": ["vm1"], "plic": ["vm2"]}
-    assert run("pause", "here")[0] == 0
-    assert machine.calls == ["pause"]
-    assert run("pause", "vm2")[0] == 0
-    assert lab.commands[-1] == ("plic", ["pause", "--host=local", "--", "vm2"])
-    assert run("pause", "vm3")[2].startswith("pyvmm: No guest named vm3 is running. Did you mean vm")
-
-
-def test_name_that_two_places_have_must_be_placed(not_riscv, run, lab):
-    lab.running = {"aia": ["vm1"], "plic": ["vm1"]}
-    sentence = "pyvmm: Guests named vm1 run in lab:aia and lab:plic: choose with --host.\n"
-    assert run("pause", "vm1") == (125, "", sentence)
-    assert run("pause", "vm1", "--host=lab:plic")[0] == 0
-    assert lab.commands[-1] == ("plic", ["pause", "--host=local", "--", "vm1"])
-
-
-def test_all_means_those_in_the_lab_too(not_riscv, run, lab, start):
-    machine = start("here")
-    lab.running = {"aia": ["vm1"]}
-    assert run("pause", "--all")[0] == 0
-    assert machine.calls == ["pause"]
-    assert lab.commands == [("aia", ["pause", "--all", "--host=local"])]
-    results = json.loads(run("resume", "--all", "--json")[1])
-    assert [(one["name"], one.get("where")) for one in results] == [("here", None), ("vm1", "lab:aia")]
-
-
-def test_no_lab_host_is_started_to_look_for_guests(not_riscv, run, lab):
-    assert run("ps") == (0, "", "pyvmm: no guest is running\n")
-    assert run("pause", "vm1")[2] == "pyvmm: No guest named vm1 is running.\n"
-    assert (
-        run("ps", "--host=lab:aia")[2] == "pyvmm: There is no running host lab:aia, and so no guest in it.\n"
-    )
-    assert lab.commands == []

@@ -18,6 +18,7 @@ from pyvmm.cli.tables import (
     PROFILE,
     commands,
     option_kind,
+    positional_choices,
     positional_kind,
     subcommands,
 )
@@ -25,7 +26,7 @@ from pyvmm.nearest import nearest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sequence
 
 COMMAND = Command(
     "completion",
@@ -35,7 +36,8 @@ COMMAND = Command(
     positional=("shell", "bash|zsh|fish"),
 )
 
-# The same for bash and zsh, but for what zsh calls a pattern that may match nothing.
+# The same for bash and zsh, but for what zsh calls a pattern that may match nothing. bash's compgen -W would
+# run what looks like a command in a name, so nothing but letters and the like is taken for one.
 _GUESTS = """\
     local base="${PYVMM_RUN_DIR:-}" lock
     if [[ -z $base && -n ${XDG_RUNTIME_DIR:-} && -w $XDG_RUNTIME_DIR ]]; then
@@ -43,10 +45,12 @@ _GUESTS = """\
     fi
     for lock in "${base:-/tmp/pyvmm-run-$UID}"/*/lock%s; do
         lock=${lock%%/lock}
-        [[ -e $lock/lock ]] && echo "${lock##*/}"
+        [[ -e $lock/lock && ${lock##*/} != *[!A-Za-z0-9._-]* ]] && echo "${lock##*/}"
     done
 """
-_PROFILES = 'sed -n \'s/^\\[profile\\."\\{0,1\\}\\([^]"]*\\)"\\{0,1\\}\\].*/\\1/p\' pyvmm.toml 2>/dev/null'
+_PROFILES = (
+    "sed -n 's/^\\[profile\\.\"\\{0,1\\}\\([A-Za-z0-9._-]*\\)\"\\{0,1\\}\\].*/\\1/p' pyvmm.toml 2>/dev/null"
+)
 
 
 def main(words: list[str]) -> int:
@@ -80,20 +84,27 @@ def bash() -> str:
             f"_pyvmm_guests() {{\n{_GUESTS % ''}}}",
             f"_pyvmm_profiles() {{ {_PROFILES}; }}",
             "_pyvmm() {",
-            '    local current=${COMP_WORDS[COMP_CWORD]} option=${COMP_WORDS[COMP_CWORD-1]} words=""',
-            '    local command=${COMP_WORDS[1]} options=""',
-            "    # to bash, the = of --option=value is a word of its own",
-            '    if [[ $current == = ]]; then current=""',
-            "    elif [[ $option == = ]]; then option=${COMP_WORDS[COMP_CWORD-2]}; fi",
-            "    if [[ $COMP_CWORD -eq 1 ]]; then",
-            f'        words=$(compgen -W "{" ".join(COMMANDS)} --help --version" -- "$current")',
-            '        mapfile -t COMPREPLY <<<"$words"; return',
+            '    local at=$COMP_CWORD current=${COMP_WORDS[COMP_CWORD]} option words="" options="" colon=""',
+            "    # to bash, the = of --option=value and the : of lab:aia are words of their own",
+            "    while [[ $at -gt 2 && ( ${COMP_WORDS[at]} == : || ${COMP_WORDS[at-1]} == : ) ]]; do",
+            "        ((at--)); current=${COMP_WORDS[at]}$current; colon=${current%:*}:",
+            "    done",
+            "    option=${COMP_WORDS[at-1]}",
+            '    if [[ $current == = ]]; then current=""; option+==',
+            "    elif [[ $option == = ]]; then option=${COMP_WORDS[at-2]}=; fi",
+            '    if [[ " ${COMP_WORDS[*]:1:at-1} " == *" -- "* ]]; then',
+            f"        {_BASH_ACTIONS[FILE]}",
+            "    elif [[ $at -eq 1 ]]; then",
+            f"        {_bash_words([*COMMANDS, '--help', '--version'])}",
+            "    else",
+            "        case ${COMP_WORDS[1]} in",
+            *[f"    {case}" for case in cases],
+            "        esac",
+            '        [[ $current == -* ]] && words=$(compgen -W "$options --help" -- "$current")',
             "    fi",
-            "    case $command in",
-            *cases,
-            "    esac",
-            '    [[ $current == -* ]] && words=$(compgen -W "$options --help" -- "$current")',
-            '    COMPREPLY=(); [[ -z $words ]] || mapfile -t COMPREPLY <<<"$words"',
+            "    COMPREPLY=()",
+            '    if [[ -n $words ]]; then mapfile -t COMPREPLY <<<"$words"; fi',
+            '    COMPREPLY=("${COMPREPLY[@]#"$colon"}")',
             "}",
             "complete -F _pyvmm pyvmm",
             "",
@@ -108,7 +119,7 @@ def _bash_command(name: str, known: dict[str, Command]) -> list[str]:
     lines = [
         f"    {name})",
         "        if [[ $COMP_CWORD -eq 2 ]]; then",
-        f'            words=$(compgen -W "{" ".join(inner)}" -- "$current")',
+        f"            {_bash_words(inner)}",
         "        else",
         "            case ${COMP_WORDS[2]} in",
     ]
@@ -123,17 +134,23 @@ def _bash_options(command: Command, indent: str) -> list[str]:
     lines = [f'options="{" ".join(names)}"', "case $option in"]
     for option in command.options:
         if option.metavar is not None or option.choices:
-            lines += [f"{'|'.join(option.names)})", f"    {_bash_value(option)} ;;"]
-    argument = positional_kind(command)
-    lines += ["*)", f"    {_BASH_ACTIONS[argument] if argument else ':'} ;;", "esac"]
+            # Without a metavar the value is optional, and comes after an = only.
+            spellings = [*(option.names if option.metavar else ()), *(f"{name}=" for name in option.names)]
+            value = _bash_value(option.choices, option_kind(option))
+            lines += [f"{'|'.join(spellings)})", f"    {value} ;;"]
+    value = _bash_value(positional_choices(command), positional_kind(command))
+    lines += ["*)", f"    {value} ;;", "esac"]
     return [indent + line for line in lines]
 
 
-def _bash_value(option: Option) -> str:
-    if option.choices:
-        return f'words=$(compgen -W "{" ".join(option.choices)}" -- "$current")'
-    kind = option_kind(option)
+def _bash_value(choices: Sequence[str], kind: str | None) -> str:
+    if choices:
+        return _bash_words(choices)
     return _BASH_ACTIONS[kind] if kind else ":"
+
+
+def _bash_words(words: Iterable[str]) -> str:
+    return f'words=$(compgen -W "{" ".join(words)}" -- "$current")'
 
 
 # zsh
@@ -187,10 +204,14 @@ def _zsh_arguments(command: Command, indent: str) -> list[str]:
     specs = [_zsh_option(option, name) for option in command.options for name in option.names]
     argument = positional_kind(command)
     specs.append(_quoted("(- *)--help[show what there is]"))
-    if argument:
+    if choices := positional_choices(command):
+        specs.append(_quoted(f"1:value:({' '.join(choices)})"))
+    elif argument:
         specs.append(_quoted(f"1:{argument}:{_ZSH_ACTIONS[argument]}"))
+    if command.rest:
+        specs.append(_quoted("*:file:_files"))
     return [
-        f"{indent}_arguments -s \\",
+        f"{indent}_arguments -s -S \\",
         *(f"{indent}    {spec} \\" for spec in specs[:-1]),
         f"{indent}    {specs[-1]}",
     ]
@@ -200,7 +221,7 @@ def _zsh_option(option: Option, name: str) -> str:
     """One spelling: may be repeated, so that nothing has to be said of its other spellings."""
     text = option.help.replace("[", "(").replace("]", ")").replace(":", "\\:")
     value = (
-        f"({' '.join(option.choices)})"
+        f"({' '.join(option.choices)})".replace(":", "\\:")
         if option.choices
         else _ZSH_ACTIONS.get(option_kind(option) or "", " ")
     )
@@ -237,25 +258,30 @@ def fish() -> str:
         "        string split / -- $lock | tail -n 2 | head -n 1",
         "    end",
         "end",
+        "function __pyvmm_is  # whether these are the first words",
+        "    set -l words (commandline -opc)",
+        '    test "$words[2..]" = "$argv"; or string match -q -- "$argv *" "$words[2..]"',
+        "end",
+        "function __pyvmm_ends_with  # whether there are no other words",
+        "    set -l words (commandline -opc)",
+        '    test "$words[2..]" = "$argv"',
+        "end",
         "function __pyvmm_profiles",
         f"    {_PROFILES}",
         "end",
         "complete -c pyvmm -f",
     ]
     for name, summary in COMMANDS.items():
-        lines.append(f"complete -c pyvmm -n __fish_use_subcommand -a {name} -d {_quoted(summary)}")
+        lines.append(f"complete -c pyvmm -n __pyvmm_ends_with -a {name} -d {_quoted(summary)}")
         inner = subcommands(name, known)
         for word, command in inner.items():
-            missing = (
-                f"__fish_seen_subcommand_from {name}; and not __fish_seen_subcommand_from {' '.join(inner)}"
-            )
+            missing = f"__pyvmm_ends_with {name}"
             lines.append(
                 f"complete -c pyvmm -n {_quoted(missing)} -a {word} -d {_quoted(_first_line(command))}"
             )
-            seen = f"__fish_seen_subcommand_from {name}; and __fish_seen_subcommand_from {word}"
-            lines += _fish_command(seen, command)
+            lines += _fish_command(f"__pyvmm_is {name} {word}", command)
         if not inner:
-            lines += _fish_command(f"__fish_seen_subcommand_from {name}", known[name])
+            lines += _fish_command(f"__pyvmm_is {name}", known[name])
     return "\n".join(lines) + "\n"
 
 
@@ -270,7 +296,9 @@ def _fish_command(seen: str, command: Command) -> list[str]:
         elif option.metavar is not None:
             words.append(_FISH_ACTIONS.get(option_kind(option) or "", "-x"))
         lines.append(" ".join([*words, "-d", _quoted(option.help)]))
-    argument = positional_kind(command)
+    if choices := positional_choices(command):
+        return [*lines, f"{start} -xa {_quoted(' '.join(choices))}"]
+    argument = FILE if command.rest else positional_kind(command)
     return [*lines, f"{start} {_FISH_ACTIONS[argument]}"] if argument else lines
 
 

@@ -42,6 +42,12 @@ def positional_kind(command: Command) -> str | None:
     return GUEST if metavar.removeprefix("[").startswith("NAME") else _kind(metavar)
 
 
+def positional_choices(command: Command) -> list[str]:
+    """What a command's argument can be, where that is one of some words."""
+    metavar = command.positional[1] if command.positional else ""
+    return metavar.split("|") if "|" in metavar else []
+
+
 def _kind(metavar: str | None) -> str | None:
     word = (metavar or "").partition("[")[0].partition(",")[0]
     return _KINDS.get(word)

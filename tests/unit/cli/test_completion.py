@@ -26,7 +26,7 @@ def complete(tmp_path):
             complete -p pyvmm >/dev/null || exit 3
             COMP_WORDS=({listed}) COMP_CWORD={len(words) - 1}
             _pyvmm
-            printf '%s\\n' "${{COMPREPLY[@]}}"
+            [[ ${{#COMPREPLY[@]}} -eq 0 ]] || printf '%s\\n' "${{COMPREPLY[@]}}"
         """
         done = subprocess.run(
             ["bash", "--norc", "-c", program],
@@ -37,7 +37,7 @@ def complete(tmp_path):
             env={**os.environ, **(env or {})},
         )
         assert done.stderr == ""
-        return done.stdout.split()
+        return done.stdout.splitlines()
 
     return run
 
@@ -45,6 +45,10 @@ def complete(tmp_path):
 def test_commands_complete(complete):
     assert complete("pyvmm", "do") == ["doctor"]
     assert set(cli.COMMANDS) < set(complete("pyvmm", ""))
+
+
+def test_word_that_is_no_command_is_left_as_it_is(complete):
+    assert complete("pyvmm", "zzz") == []
 
 
 def test_subcommands_complete(complete):
@@ -66,6 +70,35 @@ def test_choices_complete_right_after_the_equals_sign(complete):
     assert complete("pyvmm", "run", "--virtio-transport", "=") == ["pci", "mmio"]
 
 
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (["lab", ":"], ["aia", "plic"]),
+        (["lab", ":", "p"], ["plic"]),
+        (["=", "lab", ":", "p"], ["plic"]),
+        (["la"], ["lab", "lab:aia", "lab:plic"]),
+    ],
+)
+def test_choices_with_a_colon_complete(complete, words, offered):
+    assert complete("pyvmm", "run", "--host", *words) == offered
+
+
+def test_optional_value_completes_after_an_equals_sign_only(complete, tmp_path):
+    (tmp_path / "here/Image").touch()
+    assert complete("pyvmm", "run", "--dry-run", "=") == ["json"]
+    assert complete("pyvmm", "run", "--dry-run", "") == ["Image"]
+
+
+def test_argument_that_is_one_of_some_words_completes(complete):
+    assert complete("pyvmm", "completion", "") == ["bash", "zsh", "fish"]
+
+
+def test_files_complete_in_the_guests_command(complete, tmp_path):
+    (tmp_path / "here/--irqchip").touch()
+    assert complete("pyvmm", "exec", "Image", "--", "cat", "--irq") == ["--irqchip"]
+    assert complete("pyvmm", "exec", "Image", "--", "cat", "--ver") == []
+
+
 def test_files_and_folders_complete(complete, tmp_path):
     (tmp_path / "here/Image").touch()
     (tmp_path / "here/Idir").mkdir()
@@ -82,6 +115,15 @@ def test_values_that_nobody_can_guess_do_not_complete(complete, tmp_path):
 def test_profiles_complete(complete, tmp_path):
     (tmp_path / "here/pyvmm.toml").write_text('[defaults]\n[profile.net]\n[profile."two"]\n')
     assert complete("pyvmm", "run", "--profile", "") == ["net", "two"]
+
+
+def test_name_that_bash_would_run_is_not_offered(complete, tmp_path):
+    (tmp_path / "here/pyvmm.toml").write_text('[profile."$(touch ran)"]\n[profile.net]\n')
+    assert complete("pyvmm", "run", "--profile", "") == ["net"]
+    (tmp_path / "run/$(touch ran)").mkdir(parents=True)
+    (tmp_path / "run/$(touch ran)/lock").touch()
+    assert complete("pyvmm", "stop", "", env={"PYVMM_RUN_DIR": str(tmp_path / "run")}) == []
+    assert not (tmp_path / "here/ran").exists()
 
 
 def guest_commands():
@@ -118,6 +160,10 @@ def test_script_is_in_the_language_of_its_shell(shell, capsys):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_colons_of_choices_are_not_those_of_zsh():
+    assert "(auto local lab lab\\:aia lab\\:plic)" in completion.zsh()
+
+
 @pytest.mark.skipif(shutil.which("fish") is None, reason="fish is not installed")
 @pytest.mark.parametrize(
     ("line", "offered"),
@@ -127,6 +173,9 @@ def test_script_is_in_the_language_of_its_shell(shell, capsys):
         ("pyvmm run --irqchip ", ["aia", "aplic", "auto", "plic"]),
         ("pyvmm run --irq", ["--irqchip"]),
         ("pyvmm run --profile ", ["net"]),
+        ("pyvmm completion ", ["bash", "fish", "zsh"]),
+        ("pyvmm attach --host=local run --irq", []),
+        ("pyvmm run stop --al", []),
     ],
 )
 def test_fish_completes(tmp_path, line, offered):

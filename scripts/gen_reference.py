@@ -74,9 +74,11 @@ def command_lines(command: Command, level: str) -> list[str]:
         lines += [f"{level} {group}", "", "| option | |", "|---|---|"]
         lines += [f"| {code(option.usage())} | {cell(option.help)} |" for option in members]
         lines.append("")
-    for prefix, key in command.prefixes.items():
-        what = "SBI extension" if key == "disable_sbi" else "ISA extension"
-        lines += [f"`{prefix}EXT` keeps an {what} from the guest.", ""]
+    if command.prefixes:
+        lines += [f"{level} Extensions", "", "| option | |", "|---|---|"]
+        for prefix, (_, text) in command.prefixes.items():
+            lines.append(f"| {code(f'{prefix}EXT')} | {cell(text)} |")
+        lines.append("")
     return lines
 
 
@@ -88,13 +90,13 @@ def configuration() -> str:
         if option.key in profiles.KEYS
     }
     lines = ["## Keys", "", "| key | takes | default | on the command line | |", "|---|---|---|---|---|"]
-    defaults = config.MachineConfig.__init__.__kwdefaults__
+    defaults = config.MachineConfig.__init__.__kwdefaults__ or {}
     for key in profiles.KEYS:
         option = by_key.get(key)
         default = "" if defaults[key] in (None, "") else code(repr(defaults[key]))
-        prefix = next((one for one, its_key in options.PREFIXES.items() if its_key == key), None)
-        shown = code(option.long) if option else code(f"{prefix}EXT")
-        text = option.help if option else "extensions that the guest does not get"
+        family = next((one for one, (its_key, _) in options.PREFIXES.items() if its_key == key), "")
+        shown = code(option.long) if option else code(f"{family}EXT")
+        text = option.help if option else options.PREFIXES[family][1]
         takes = cell(profiles.describe(key))
         adds = " Adds up." if key in profiles.ADDING else ""
         lines.append(f"| `{key}` | {takes} | {default} | {shown} | {cell(text)}.{adds} |")

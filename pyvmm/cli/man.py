@@ -33,14 +33,23 @@ options under [defaults] and [profile.NAME].
 .SH EXIT STATUS
 .TP
 .B 0
-The guest powered off.
+The guest powered off, restarted with
+.BR "\\-\\-on\\-reboot exit" ,
+or was ended with Ctrl\\-A x. A command other than run and exec did what it was asked to.
+.TP
+.B 0 to 255
+Of
+.BR "pyvmm exec" :
+the status of the command.
 .TP
 .B 124
 It did not end within the time of
 .BR \\-\\-timeout .
 .TP
 .B 125
-The command line or a file it names is wrong, or the host failed.
+The command line or a file it names is wrong, or the host failed; of
+.BR "pyvmm exec" :
+the guest ended before the command did.
 .TP
 .B 126
 KVM cannot be used here; of
@@ -53,7 +62,19 @@ Of
 there is no such command in the guest.
 .TP
 .B 128+N
-pyvmm was told to end by signal N.
+pyvmm was told to end by signal N; of
+.BR "pyvmm exec" :
+signal N ended the command.
+.TP
+.B 137
+The guest was ended by
+.BR "pyvmm kill" ,
+or by
+.B pyvmm stop
+when its time was over.
+.TP
+.B 141
+Whoever read the console's output went away.
 .TP
 .B 254
 The guest can never go on.
@@ -81,8 +102,14 @@ def page() -> str:
 def _command(command: Command) -> list[str]:
     parts = [f"{_escaped(command.summary)}\n"]
     for option in command.options:
-        parts += [".TP\n", f".B {_escaped(option.usage())}\n", f"{_escaped(option.help)}\n"]
+        parts += _item(option.usage(), option.help)
+    for prefix, (_, text) in command.prefixes.items():
+        parts += _item(f"{prefix}EXT", text)
     return parts
+
+
+def _item(usage: str, text: str) -> list[str]:
+    return [".TP\n", f".B {_escaped(usage)}\n", f"{_escaped(text)}\n"]
 
 
 def _escaped(text: str) -> str:

@@ -75,7 +75,10 @@ REFUSED = {
     "--nodefaults": "--nodefaults is not needed: pyvmm adds no device that was not asked for.",
 }
 
-PREFIXES = {"--disable-sbi-": "disable_sbi", "--disable-": "disable_isa"}
+PREFIXES = {
+    "--disable-sbi-": ("disable_sbi", "keep an SBI extension from the guest"),
+    "--disable-": ("disable_isa", "keep an ISA extension from the guest"),
+}
 
 
 def resolved(values: dict[str, object]) -> tuple[dict[str, object], str | None]:

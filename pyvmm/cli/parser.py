@@ -111,7 +111,7 @@ class Command:
         arguments: str = "",
         rest: str | None = None,
         refused: dict[str, str] | None = None,
-        prefixes: dict[str, str] | None = None,
+        prefixes: dict[str, tuple[str, str]] | None = None,
     ) -> None:
         self.name = name
         self.summary = summary
@@ -120,7 +120,7 @@ class Command:
         self.arguments = arguments
         self.rest = rest
         self.refused = refused or {}
-        #: spelling prefix -> key: families such as ``--disable-EXT``
+        #: spelling prefix -> key and help: families such as ``--disable-EXT``
         self.prefixes = prefixes or {}
 
     def parse(self, argv: Sequence[str]) -> dict[str, object]:
@@ -210,7 +210,7 @@ class Command:
         spelling, equals, _ = word.partition("=")
         if spelling in self.refused:
             raise UsageError(self.refused[spelling])
-        for prefix, key in self.prefixes.items():
+        for prefix, (key, _) in self.prefixes.items():
             if spelling.startswith(prefix) and len(spelling) > len(prefix) and not equals:
                 held = values.setdefault(key, [])
                 assert isinstance(held, list)
@@ -223,7 +223,7 @@ class Command:
         """A command line that is parsed to ``values``; keys that no option has are left out."""
         by_key = {option.key: option for option in self.options if option.key in values}
         words = [word for key, option in by_key.items() for word in option.words(values[key])]
-        for prefix, key in self.prefixes.items():
+        for prefix, (key, _) in self.prefixes.items():
             held = values.get(key, [])
             assert isinstance(held, list)
             words += [prefix + name for name in held]
@@ -253,7 +253,11 @@ class Command:
         for group, options in groups.items():
             lines += ["", f"{group}:"]
             for option in options:
-                lines += _option_help(option)
+                lines += _help_lines(option.usage(), option.help)
+        if self.prefixes:
+            lines += ["", "Extensions:"]
+        for prefix, (_, text) in self.prefixes.items():
+            lines += _help_lines(f"{prefix}EXT", text)
         return "\n".join(lines) + "\n"
 
 
@@ -267,8 +271,8 @@ def _check_stray(option: Option | None, spelling: str, word: str) -> None:
         )
 
 
-def _option_help(option: Option) -> list[str]:
-    left = f"  {option.usage()}"
+def _help_lines(usage: str, text: str) -> list[str]:
+    left = f"  {usage}"
     if len(left) > 30:
-        return [left, " " * 32 + option.help]
-    return [f"{left:<32}{option.help}"]
+        return [left, " " * 32 + text]
+    return [f"{left:<32}{text}"]

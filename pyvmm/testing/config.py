@@ -15,7 +15,7 @@ _OPTIONS = (*MACHINE_OPTIONS, *RUN_OPTIONS)
 _BY_KEY: dict[str, Option] = {option.key: option for option in _OPTIONS}
 # Every spelling of an option is a noun as well: append= for params=, disk= for disks=.
 _KEYS = {name.lstrip("-").replace("-", "_"): o.key for o in _OPTIONS for name in o.names if name[:2] == "--"}
-_FAMILIES = frozenset(PREFIXES.values())
+_FAMILIES = frozenset(key for key, _ in PREFIXES.values())
 _KEYS.update((key, key) for key in (*_BY_KEY, *_FAMILIES))
 # What the plugin itself decides.
 _RESERVED = {

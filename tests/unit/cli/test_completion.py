@@ -206,6 +206,8 @@ def test_manual_page_has_every_option():
         assert f".SS pyvmm {command.name}" in text
         for option in command.options:
             assert f".B {option.usage()}\n" in text
+        for prefix in command.prefixes:
+            assert f".B {prefix}EXT\n" in text
 
 
 def test_manual_page_is_proper_roff(capsys):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pyvmm import outcome
+from pyvmm.cli import man
 
 TESTS = Path(__file__).resolve().parents[2]
 PAGE = TESTS.parent / "docs/reference/exit-codes.md"
@@ -64,3 +65,10 @@ def test_test_that_is_named_exists(name):
 def test_every_reason_of_an_outcome_is_on_the_page_with_its_code():
     codes = {reason: str(code) for reason, code in outcome._CODES.items()}
     assert codes.items() <= {reason: code for code, reason in ROWS}.items()
+
+
+def test_manual_page_has_the_same_codes():
+    section = man.page().partition(".SH EXIT STATUS")[2]
+    codes = re.findall(r"^\.B (\d.*)$", section, re.MULTILINE)
+    assert {code.replace(" ", "") for code in codes} == {code.replace(" ", "") for code, _ in ROWS}
+    assert len(codes) == len(set(codes))

@@ -14,7 +14,7 @@ COMMAND = Command(
     ),
     positional=("kernel", "KERNEL"),
     refused={"--vnc": "--vnc is not there yet."},
-    prefixes={"--disable-sbi-": "disable_sbi", "--disable-": "disable_isa"},
+    prefixes={"--disable-sbi-": ("disable_sbi", "no SBI"), "--disable-": ("disable_isa", "no ISA")},
 )
 WITH_REST = Command(
     "exec", "Run a command.", COMMAND.options, positional=("kernel", "KERNEL"), rest="command"
@@ -115,6 +115,7 @@ def test_help_lists_every_option_with_its_value():
         assert ", ".join(option.names) in text
         assert option.help in text
     assert "--irqchip aia|plic" in text
+    assert "  --disable-sbi-EXT             no SBI\n" in text
 
 
 OPTIONAL = Command(

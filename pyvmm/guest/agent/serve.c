@@ -14,10 +14,12 @@ static uint32_t in_held;
 static char spec[MAX_SPEC + 1];
 static uint32_t spec_held;
 static uint16_t spec_session;
+static int spec_too_long;
 static int port = -1;
-static int wakes = -1;    // an epoll that hears, by edges, when the host comes
-static int children = -1; // a signalfd
+static int wakes = -1;    // an epoll that hears, by edges, when the host comes; -1 when the kernel has none
+static int children = -1; // a signalfd; -1 when the kernel has none
 static int host_there;
+static int stalled; // a frame waits until the host has read more of what is on its way to it
 static int lost; // not at a frame's beginning: nothing counts before the next HELLO
 
 static void reset(void)
@@ -26,6 +28,7 @@ static void reset(void)
     out_drop();
     in_held = spec_held = 0;
     spec_session = 0;
+    spec_too_long = stalled = 0;
 }
 
 // From the host
@@ -55,10 +58,31 @@ static void credit(struct session *session, byte stream, uint32_t more)
         session->window[stream - 1] += more;
 }
 
+static void add_spec(uint16_t id, const byte *payload, uint32_t length)
+{
+    if (spec_session != id) {
+        spec_session = id;
+        spec_held = 0;
+        spec_too_long = 0;
+    }
+    if (length <= MAX_SPEC - spec_held) {
+        memcpy(spec + spec_held, payload, length);
+        spec_held += length;
+    } else {
+        spec_too_long = 1;
+    }
+}
+
 static void start(uint16_t id, const byte *payload)
 {
-    session_start(id, payload, spec, spec_session == id ? spec_held : 0);
+    if (session_find(id))
+        ; // the host knows what it calls them
+    else if (spec_session == id && spec_too_long)
+        session_refuse(id, E2BIG);
+    else
+        session_start(id, payload, spec, spec_session == id ? spec_held : 0);
     spec_held = 0;
+    spec_too_long = 0;
 }
 
 static void take_frame(byte type, byte stream, uint16_t id, const byte *payload, uint32_t length)
@@ -68,12 +92,9 @@ static void take_frame(byte type, byte stream, uint16_t id, const byte *payload,
         hello(payload, length);
     else if (type == POWEROFF)
         place_power_off();
-    else if (type == SPEC && length <= MAX_SPEC - (spec_session == id ? spec_held : 0)) {
-        spec_held = spec_session == id ? spec_held : 0;
-        spec_session = id;
-        memcpy(spec + spec_held, payload, length);
-        spec_held += length;
-    } else if (type == START && length == START_SIZE && id)
+    else if (type == SPEC)
+        add_spec(id, payload, length);
+    else if (type == START && length == START_SIZE && id)
         start(id, payload);
     else if (type == INPUT && session)
         session_input(session, payload, length);
@@ -101,6 +122,9 @@ static uint32_t take(const byte *at, uint32_t held)
         return 1;
     }
     if (held < HEADER_SIZE + length)
+        return 0;
+    stalled = at[0] == START && out_room() < REFUSAL_SIZE;
+    if (stalled)
         return 0;
     lost = 0;
     take_frame(at[0], at[1], (uint16_t)(at[2] | at[3] << 8), at + HEADER_SIZE, length);
@@ -150,7 +174,8 @@ static void open_port(void)
     wakes = (int)sys(SYS_epoll_create1, EPOLL_CLOEXEC);
     // Without a host, poll would return at once for ever. Edges tell when one comes.
     struct epoll_event event = {.events = EPOLLIN | EPOLLET};
-    sys(SYS_epoll_ctl, wakes, EPOLL_CTL_ADD, port, &event);
+    if (sys(SYS_epoll_ctl, wakes, EPOLL_CTL_ADD, port, &event) < 0)
+        close_fd(&wakes);
     read_port();
 }
 
@@ -162,10 +187,10 @@ static void reap(void)
     sessions_reap();
 }
 
-static void want(struct pollfd *polls, int *count, int fd, short events)
+// poll ignores what is no descriptor.
+static void want(struct pollfd *polls, int *count, int fd, int events)
 {
-    if (fd >= 0)
-        polls[(*count)++] = (struct pollfd){.fd = fd, .events = events};
+    polls[(*count)++] = (struct pollfd){.fd = fd, .events = (short)events};
 }
 
 static void wait_for_events(void)
@@ -174,7 +199,7 @@ static void wait_for_events(void)
     int count = 0;
     want(polls, &count, children, POLLIN);
     if (host_there)
-        want(polls, &count, port, (short)(POLLIN | (out_waiting() ? POLLOUT : 0)));
+        want(polls, &count, port, (stalled ? 0 : POLLIN) | (out_waiting() ? POLLOUT : 0));
     else
         want(polls, &count, wakes, POLLIN);
     for (int i = 0; i < MAX_SESSIONS; i++) {
@@ -187,10 +212,13 @@ static void wait_for_events(void)
             if (session_wants(session, j))
                 want(polls, &count, session->output[j], POLLIN);
     }
-    sys(SYS_ppoll, polls, count, 0, 0, 0);
-    if (polls[0].revents)
+    // What cannot be waited for is looked at now and then.
+    int unheard_child = children < 0, unheard_host = !host_there && wakes < 0;
+    struct timespec look = {0, LONGEST_PAUSE * 1000000};
+    sys(SYS_ppoll, polls, count, unheard_child || unheard_host ? &look : 0, 0, 0);
+    if (polls[0].revents || unheard_child)
         reap();
-    if (polls[1].revents) {
+    if (polls[1].revents & ~POLLOUT || unheard_host) {
         struct epoll_event event;
         if (!host_there)
             sys(SYS_epoll_pwait, wakes, &event, 1, 0, 0, 0);
@@ -200,9 +228,10 @@ static void wait_for_events(void)
 
 _Noreturn void serve(void)
 {
-    while ((wakes = (int)sys(SYS_epoll_create1, 0)) >= 0 && wakes < 3)
+    int low;
+    while ((low = (int)sys(SYS_openat, AT_FDCWD, "/", O_PATH)) >= 0 && low < 3)
         ; // descriptors that a command's may be copied to without a clash
-    close_fd(&wakes);
+    close_fd(&low);
     sessions_begin();
     uint64_t blocked = 1UL << (SIGCHLD - 1) | 1UL << (SIGPIPE - 1);
     sys(SYS_rt_sigprocmask, SIG_BLOCK, &blocked, 0, sizeof blocked);
@@ -218,6 +247,8 @@ _Noreturn void serve(void)
         }
         sessions_work();
         out_flush(port);
+        if (stalled)
+            take_frames();
         if (port >= 0)
             wait_for_events();
     }

@@ -15,11 +15,14 @@ void sessions_begin(void)
 
 static void exit_frame(uint16_t id, uint32_t how, uint32_t value)
 {
-    if (out_room() < HEADER_SIZE + 8)
-        return;
     store32(out_payload(), how);
     store32(out_payload() + 4, value);
     out_frame(EXIT, 0, id, 8);
+}
+
+void session_refuse(uint16_t id, uint32_t error)
+{
+    exit_frame(id, HOW_FAILED | STAGE_RESOURCES << 8, error);
 }
 
 struct session *session_find(uint16_t id)
@@ -66,10 +69,8 @@ void session_start(uint16_t id, const byte *payload, char *spec, uint32_t size)
     for (int i = 0; i < MAX_SESSIONS && !session; i++)
         if (!sessions[i].id && !sessions[i].pid)
             session = &sessions[i];
-    if (session_find(id))
-        return; // the host knows what it calls them
     if (!session) {
-        exit_frame(id, HOW_FAILED | STAGE_RESOURCES << 8, EAGAIN);
+        session_refuse(id, EAGAIN);
         return;
     }
     struct command command = {

@@ -4,6 +4,8 @@
 #include "base.h"
 #include "protocol.h"
 
+#define REFUSAL_SIZE (HEADER_SIZE + 8)
+
 enum { OPEN, ENDED, TOLD };
 
 struct session {
@@ -30,6 +32,8 @@ void sessions_begin(void);
 struct session *session_find(uint16_t id);
 // Begin a command: START's payload, and its description, which is changed.
 void session_start(uint16_t id, const byte *payload, char *spec, uint32_t size);
+// Tell the host that a command is not begun. There must be room for it (REFUSAL_SIZE).
+void session_refuse(uint16_t id, uint32_t error);
 void session_signal(struct session *session, long number);
 // Keep what the host sent as input; nothing is the end of it.
 void session_input(struct session *session, const byte *data, uint32_t length);

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The agent itself, in C, compiled for this machine: its port is a socket, its guest this machine."""
 
+import errno
 import os
 import platform
+import select
 import signal
 import socket
 import struct
@@ -10,12 +12,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from fakes.agent import HELLO, INPUT, MAGIC, SPEC, START, frame
-from fakes.threads import PATIENCE, in_time
+from fakes.agent import EXIT, HELLO, INPUT, MAGIC, POWEROFF, SPEC, START, frame
+from fakes.threads import PATIENCE, Background, in_time
 
 from pyvmm.guest.client import Guest
 from pyvmm.guest.process import STDOUT
-from pyvmm.guest.protocol import GuestError, GuestTimeout
+from pyvmm.guest.protocol import EXIT_PAYLOAD, EXITED, FAILED, RESOURCES, GuestError, GuestTimeout, Parser
 
 TESTS = Path(__file__).resolve().parents[2]
 SOURCES = ["base.c", "command.c", "out.c", "serve.c", "session.c"]
@@ -38,11 +40,11 @@ def program(tmp_path_factory):
 
 
 @pytest.fixture
-def agent(program):
-    """A running agent: (process, our end of its port)."""
+def agent(program, request):
+    """A running agent: (process, our end of its port). A parameter is what its kernel lacks."""
     ours, theirs = socket.socketpair()
     ours.settimeout(PATIENCE)
-    process = subprocess.Popen([program], stdin=theirs)
+    process = subprocess.Popen([program, *getattr(request, "param", ())], stdin=theirs)
     theirs.close()
     yield process, ours
     ours.close()
@@ -74,6 +76,31 @@ def processes(mark):
 def gone(mark):
     while processes(mark):
         os.sched_yield()
+
+
+def sleeping(pid):
+    """Wait until a process waits for something; fails when it has ended."""
+    while (state := Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]) != "S":
+        assert state != "Z"
+        os.sched_yield()
+
+
+HELLO_FRAME = frame(HELLO, payload=MAGIC + bytes(16) + struct.pack("<I", 1))
+WINDOWS = bytes(8) + struct.pack("<II", 1 << 20, 1 << 20)  # START, kind 0
+
+
+def exits(ours):
+    """Say HELLO; returns the EXIT frames that come: session, and how, stage and value."""
+    ours.sendall(bytes(16392) + HELLO_FRAME)
+    parser = Parser(bytes(16))
+
+    def come():
+        while True:
+            for kind, _, session, payload in parser.feed(ours.recv(1 << 16)):
+                if kind == EXIT:
+                    yield session, EXIT_PAYLOAD.unpack(payload)
+
+    return come()
 
 
 # Commands
@@ -177,6 +204,49 @@ def test_long_command_arrives_whole(guest):
     assert (done.status, "Argument list too long" in done.failure) == (126, True)
 
 
+def test_command_longer_than_the_agent_takes_is_not_run(agent):
+    found = exits(agent[1])
+    word = b"a" + b"x" * 8000 + b"\0"
+    agent[1].sendall(frame(SPEC, 1, b"atrue\0") + frame(SPEC, 1, word) * 9 + frame(START, 1, WINDOWS))
+    assert next(found) == (1, (FAILED, RESOURCES, errno.E2BIG))
+    agent[1].sendall(frame(SPEC, 1, b"atrue\0") + frame(START, 1, WINDOWS))
+    assert next(found) == (1, (EXITED, 0, 0))
+
+
+def test_every_command_that_finds_no_room_is_answered(agent):
+    """Also when what answers them fills everything between the agent and a host that does not read yet."""
+    ours = agent[1]
+    found = exits(ours)
+    for number in range(1, 17):
+        ours.sendall(frame(SPEC, number, b"acat\0") + frame(START, number, WINDOWS))
+    more = range(17, 40_000)
+    sending = Background(lambda: ours.sendall(b"".join(frame(START, number, WINDOWS) for number in more)))
+    while sending.thread.is_alive() and select.select([], [ours], [], 0)[1]:
+        os.sched_yield()
+    for number in more:
+        assert next(found) == (number, (FAILED, RESOURCES, errno.EAGAIN))
+    sending.result()
+
+
+@pytest.mark.parametrize("agent", [["signalfd"], ["epoll"], ["signalfd", "epoll"]], indirect=True)
+def test_agent_needs_neither_signalfd_nor_epoll(guest):
+    assert guest.run("echo hi; exit 3").stdout == b"hi\n"
+    process = guest.start(["cat"])
+    process.close_input()
+    assert process.wait(PATIENCE) == 0
+
+
+@pytest.mark.parametrize("lacks", [[], ["epoll"]])
+def test_host_that_comes_late_is_noticed(program, tmp_path, lacks):
+    os.mkfifo(tmp_path / "port")
+    port = os.open(tmp_path / "port", os.O_RDONLY | os.O_NONBLOCK)
+    process = subprocess.Popen([program, *lacks], stdin=port)
+    os.close(port)
+    in_time(lambda: sleeping(process.pid))
+    (tmp_path / "port").write_bytes(bytes(16392) + HELLO_FRAME + frame(POWEROFF))
+    assert process.wait(PATIENCE) == 42
+
+
 def test_time_limit_leaves_nothing_behind(guest):
     mark = b"9876.%d" % os.getpid()
     with pytest.raises(GuestTimeout):
@@ -223,9 +293,8 @@ def test_power_off_ends_the_agent(agent, guest):
 @pytest.mark.parametrize("cut", [0, 1, 5, 8, 9, 5000, 16391])
 def test_next_client_is_served_wherever_the_last_one_stopped(agent, cut):
     ours = agent[1]
-    hello = frame(HELLO, payload=MAGIC + bytes(16) + struct.pack("<I", 1))
-    start = frame(SPEC, 1, b"acat\0") + frame(START, 1, bytes(8) + struct.pack("<II", 1 << 20, 1 << 20))
-    ours.sendall(bytes(16392) + hello + start + frame(INPUT, 1, b"x" * 16384)[:cut])
+    start = frame(SPEC, 1, b"acat\0") + frame(START, 1, WINDOWS)
+    ours.sendall(bytes(16392) + HELLO_FRAME + start + frame(INPUT, 1, b"x" * 16384)[:cut])
     with Guest(ours.dup()) as guest:
         guest.wait_ready(PATIENCE)
         assert guest.run("echo hi").stdout == b"hi\n"

@@ -18,8 +18,14 @@ from pyvmm.lab.image import compile_packages
 
 RUN = ("sortedcontainers",)
 """Distributions that pyvmm itself needs."""
-TEST = ("pytest", "pluggy", "iniconfig", "packaging", "pygments", "pexpect", "ptyprocess")
+TEST = (
+    *("pytest", "pluggy", "iniconfig", "packaging", "pygments"),
+    *("pytest-xdist", "execnet"),
+    *("pexpect", "ptyprocess"),
+)
 """Distributions that the tests need, all pure Python."""
+_SENT = ("execnet/gateway_base.py", "xdist/remote.py")
+"""Modules that pytest-xdist sends to its workers as source."""
 _SKIPPED = (".pyc", ".so", ".pyi", ".pyd", ".exe")
 
 
@@ -55,7 +61,7 @@ def _distribution(name: str) -> Iterator[tuple[str, Path]]:
 
 
 def _digest(files: dict[str, Path]) -> str:
-    total = hashlib.sha256()
+    total = hashlib.sha256("\0".join(_SENT).encode())
     for relative, path in sorted(files.items()):
         total.update(f"{relative}\0{path}\0".encode())
         total.update(hashlib.sha256(path.read_bytes()).digest())
@@ -71,6 +77,9 @@ def _build(files: dict[str, Path], work: Path) -> None:
                     (part / relative).parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(path, part / relative)
             compile_packages(part, part, base)
+            for relative in files.keys() & _SENT:
+                if _base(relative, files[relative]) == base:
+                    shutil.copyfile(files[relative], part / relative)
             for child in sorted(part.iterdir()):
                 tar.add(child, child.name)
 

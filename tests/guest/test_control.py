@@ -72,6 +72,9 @@ def test_guest_is_controlled_while_it_runs(boot, ask, attach):
     assert found["name"] == HELD
     assert {"irqchip", "slots", "bus", "virtio", "exits"} <= found.keys()
     assert "irqchip: " in ask("inspect", HELD).stdout
+    # One clock, whoever asks: it began before, and has gone on since.
+    (later,) = [one for one in json.loads(ask("ps", "--json").stdout) if one["name"] == HELD]
+    assert row["uptime"] < found["uptime"] < later["uptime"]
     assert ask("balloon", HELD, "+32M").stdout.startswith(f"{HELD}: 32M wanted, ")
 
     terminal = attach(HELD)

@@ -13,7 +13,6 @@ from handmade import TIMEOUT, Guest
 from pyvmm.kvm import uapi
 from pyvmm.kvm.system import Kvm
 
-
 #: Begun first, so that what runs files side by side ends with short ones.
 _LONGEST = ("test_p9.py", "test_boot.py", "test_blk.py", "test_exec.py", "test_pause.py", "test_balloon.py")
 

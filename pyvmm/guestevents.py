@@ -25,12 +25,12 @@ class Events:
         self._listeners: tuple[Listener, ...] = ()
         self._began: float | None = None
         #: When the guest was first started, in seconds since the Unix epoch; None before.
-        self.started: float | None = None
+        self.started_at: float | None = None
 
     def begin(self) -> None:
         """The guest is started for the first time: its uptime counts from now."""
         self._began = time.monotonic()
-        self.started = time.time()
+        self.started_at = time.time()
         self.emit("started")
 
     def uptime(self) -> float:

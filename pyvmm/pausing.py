@@ -93,7 +93,7 @@ class Pausing:
         self.board = board
 
     def resume(self) -> None:
-        """Let the paused board go on, see ``_go_on``. Raises what a part of it raised that does not."""
+        """Let the paused board go on. Raises MachineError when a part of it does not."""
         board, self.board = self.board, None
         if board is not None:
             self._go_on(board)
@@ -132,21 +132,23 @@ class Pausing:
         """From wherever ``pause`` came to.
 
         What cannot go on keeps nothing else from it: a guest without one of its devices can still be shut
-        down. Raises the first exception then.
+        down. Raises MachineError then.
         """
         quiet = board.devices[: self._quiet]  # the others may be at work, if a pause failed
         self._quiet = 0
         guest_time, self._time = self._time, None
-        attempt_all(
-            (
-                *(device.go_on for device in quiet),
-                self._workers.release,
-                self._gate.open,
-                partial(board.listen, True),
-                partial(_set_time, board, guest_time),
-                *(partial(thread.unpark, self) for thread in board.threads),
-            )
+        steps: tuple[Callable[[], object], ...] = (
+            *(device.go_on for device in quiet),
+            self._workers.release,
+            self._gate.open,
+            partial(board.listen, True),
+            partial(_set_time, board, guest_time),
+            *(partial(thread.unpark, self) for thread in board.threads),
         )
+        try:
+            attempt_all(steps)
+        except Exception as error:
+            raise MachineError(f"The guest goes on, but not all of it: {error}") from error
 
 
 def _set_time(board: Board, guest_time: int | None) -> None:

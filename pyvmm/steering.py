@@ -86,9 +86,9 @@ class Steering:
         return self._events.uptime()
 
     @property
-    def started(self) -> float | None:
+    def started_at(self) -> float | None:
         """When the guest was first started, in seconds since the Unix epoch; None before."""
-        return self._events.started
+        return self._events.started_at
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """Call ``listener`` with what happens from now on, see ``pyvmm.guestevents``; on whatever thread.
@@ -122,7 +122,7 @@ class Steering:
     def resume(self) -> None:
         """End a pause. Idempotent.
 
-        Raises what a device or the host raised that did not go on; everything else does.
+        Raises MachineError when a part of the guest does not go on; the rest does.
         """
         self._on_board(self._resume)
 

@@ -73,7 +73,7 @@ class Served:
     def status(self) -> Event:
         """The machine in a few facts; ``mem`` is in bytes, ``uptime`` in seconds, ``started`` a Unix time."""
         config = self.machine.config
-        started = self.machine.started
+        started = self.machine.started_at
         return {
             "name": self.name,
             "pid": os.getpid(),

@@ -39,7 +39,7 @@ class FakeMachine:
         self._subscribers: list[Any] = []
         self._balloon = 0
         self.uptime = 12.75
-        self.started: float | None = 1_700_000_000.25
+        self.started_at: float | None = 1_700_000_000.25
         self.writer = ConsoleWriter(lambda line: None, self._failed)
 
     def _failed(self, error: BaseException) -> None:

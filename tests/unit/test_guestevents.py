@@ -23,11 +23,11 @@ def test_uptime_counts_from_the_first_start_and_events_carry_it(clock):
     events, seen = Events(), []
     events.subscribe(seen.append)
     clock.now = 103.0
-    assert (events.uptime(), events.started) == (0.0, None)
+    assert (events.uptime(), events.started_at) == (0.0, None)
     events.begin()
     clock.now = 105.5
     events.emit("paused")
-    assert (events.uptime(), events.started) == (2.5, 1_700_000_103.0)
+    assert (events.uptime(), events.started_at) == (2.5, 1_700_000_103.0)
     assert seen == [{"event": "started", "time": 0.0}, {"event": "paused", "time": 2.5}]
 
 

@@ -53,11 +53,11 @@ def test_status_says_what_runs(connect, machine):
     status = connect().ask("status")["result"]
     assert status.items() >= {"name": "guest", "state": "running", "mem": 64 << 20, "cpus": 2}.items()
     assert status["program"] == "Image"
-    assert (status["uptime"], status["started"]) == (machine.uptime, machine.started)
+    assert (status["uptime"], status["started"]) == (machine.uptime, machine.started_at)
 
 
 def test_guest_that_was_not_started_has_no_uptime(connect, machine):
-    machine.uptime, machine.started = 0.0, None
+    machine.uptime, machine.started_at = 0.0, None
     status = connect().ask("status")["result"]
     assert (status["uptime"], status["started"]) == (0.0, None)
 

@@ -4,38 +4,19 @@
 import ast
 import importlib
 import re
-import shlex
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
+from pages import PAGES, ROOT, blocks, console_lines
 
 import pyvmm
 from pyvmm import cli, outcome, profiles
 from pyvmm.cli import tables
 from pyvmm.config import MachineConfig
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 COMMANDS = tables.commands()
 # What needs neither a guest nor a lab.
 RUNNABLE = ("dtb", "doctor", "version", "completion", "man")
-
-
-def blocks(language):
-    """(page, text) of every block in a language."""
-    for page in PAGES:
-        for block in re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
-            yield str(page.relative_to(ROOT)), block
-
-
-def console_lines():
-    """(page, words after ``pyvmm``) of every ``$ pyvmm ...`` in a block marked as ``console``."""
-    for page, block in blocks("console"):
-        for line in block.splitlines():
-            if match := re.match(r"\$ (?:[A-Z_]+=\S+ )*(?:sudo )?pyvmm (.*)", line):
-                words = shlex.split(match[1].replace(" ...", ""), comments=True)
-                yield page, words[: words.index("|")] if "|" in words else words
 
 
 LINES = list(console_lines())

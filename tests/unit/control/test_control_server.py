@@ -220,9 +220,10 @@ def test_client_that_never_reads_is_bounded_and_dropped(connect, monkeypatch):
     assert connect().ask("status")["ok"]
 
 
-def test_client_that_reads_late_gets_every_answer(connect):
+def test_client_that_reads_late_gets_every_answer(connect, monkeypatch):
+    monkeypatch.setattr(server_module, "_STALLED", 3600.0)  # a busy host may be later than that
     client = connect()
-    count = 20_000
+    count = 5000  # their answers are several times what may be unread
     sending = Background(lambda: client.send(b'{"id":1,"do":"status"}\n' * count))
     for _ in range(count):
         assert client.line()["ok"]

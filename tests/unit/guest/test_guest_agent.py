@@ -242,9 +242,13 @@ def test_host_that_comes_late_is_noticed(program, tmp_path, lacks):
     port = os.open(tmp_path / "port", os.O_RDONLY | os.O_NONBLOCK)
     process = subprocess.Popen([program, *lacks], stdin=port)
     os.close(port)
-    in_time(lambda: sleeping(process.pid))
-    (tmp_path / "port").write_bytes(bytes(16392) + HELLO_FRAME + frame(POWEROFF))
-    assert process.wait(PATIENCE) == 42
+    try:
+        in_time(lambda: sleeping(process.pid))
+        (tmp_path / "port").write_bytes(bytes(16392) + HELLO_FRAME + frame(POWEROFF))
+        assert process.wait(PATIENCE) == 42
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_time_limit_leaves_nothing_behind(guest):

@@ -9,7 +9,7 @@ import signal
 import socket
 
 from pyvmm import outcome, terminal
-from pyvmm.cli import guests
+from pyvmm.cli import guests, streams
 from pyvmm.cli.guests import HOST
 from pyvmm.cli.parser import Command
 from pyvmm.cli.say import say, show
@@ -26,7 +26,6 @@ COMMAND = Command(
     positional=("name", "NAME"),
 )
 
-_READ_SIZE = 64 << 10
 # Typed bytes that the guest has not taken. Beyond, a terminal's are dropped: its keys must go on working.
 _UNTAKEN = 64 << 10
 _PATIENCE = 10.0  # seconds from the last output to the word on how the guest ended
@@ -151,7 +150,7 @@ class _Attached:
 
     def _typed(self) -> None:
         try:
-            data = os.read(0, _READ_SIZE)
+            data = streams.read_some(0)
         except OSError:  # the terminal has gone
             data = b""
         self._reading = bool(data)
@@ -183,19 +182,13 @@ class _Attached:
 
     def _printed(self) -> None:
         try:
-            data = self._console.recv(_READ_SIZE)
+            data = self._console.recv(streams.PIECE)
         except BlockingIOError:
             return
         except ConnectionResetError:
             data = b""
         self._watching = bool(data)
-        while data:
-            try:
-                data = data[os.write(1, data) :]
-            except BlockingIOError:  # somebody else made the shared terminal non-blocking
-                poll = select.poll()
-                poll.register(1, select.POLLOUT)
-                poll.poll()
+        streams.write_all(1, data)
 
     def _resize(self) -> None:
         size = os.get_terminal_size(0)

@@ -12,6 +12,7 @@ import signal
 import threading
 
 from pyvmm import outcome
+from pyvmm.cli import streams
 from pyvmm.cli.say import say, show
 from pyvmm.cli.traceout import TraceOutput
 from pyvmm.control import Reach
@@ -29,10 +30,11 @@ if TYPE_CHECKING:
     from pyvmm.guest.process import Process
 
 _ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-_PIECE = 64 << 10
 _TAIL = 20  # lines of the console
 _LONG_BOOT = 120.0  # seconds until the user is told what may be wrong
 _FAREWELL = 10.0  # seconds for the guest to power off
+_LAST_WORD = 2.0  # seconds from the agent's end to the guest's, if that is why
+_GLANCE = 0.2  # seconds after which a wait looks whether it was told to end
 
 
 def execute(config: MachineConfig, name: str | None, command: list[str], *, verbose: bool) -> int:
@@ -74,6 +76,7 @@ class _Run:
         self._guest = guest
         self._process: Process | None = None
         self._interrupted = False
+        self._killed = False
         self._over = threading.Event()
 
     def main(self, reach: Reach, command: list[str], *, new_root: bool) -> int:
@@ -108,6 +111,7 @@ class _Run:
             except GuestGone:
                 pass  # and so is the command
             return
+        self._killed = True
         name = signal.Signals(number).name
         self._machine.end(Outcome(outcome.SIGNAL, f"ended by {name}", signal=number))
 
@@ -132,12 +136,12 @@ class _Run:
         ]
         start_thread(lambda: _pass_in(process), "stdin")
         status = process.wait()
-        for thread in outputs:
-            thread.join()
+        if (end := self._pass_on(outputs)) is not None:
+            if end.reason != outcome.OUTPUT_CLOSED:  # that as quietly as any program that nobody listens to
+                say(end.message)
+            return end.exit_code
         if process.failure:
             say(process.failure)
-        if self._over.is_set() and self._machine.wait().reason == outcome.OUTPUT_CLOSED:
-            return outcome.EXIT_SIGNAL + signal.SIGPIPE
         try:
             self._guest.power_off()
         except GuestGone:
@@ -145,12 +149,20 @@ class _Run:
         self._over.wait(_FAREWELL)
         return status
 
+    def _pass_on(self, outputs: list[threading.Thread]) -> Outcome | None:
+        """Wait until all of the command's output was passed on; how that ended before, if it did."""
+        for thread in outputs:
+            while thread.is_alive() and not self._killed:
+                thread.join(_GLANCE)
+        if not self._killed and not self._over.is_set():
+            return None
+        end = self._machine.wait()
+        return end if self._killed or end.reason == outcome.OUTPUT_CLOSED else None
+
     def _pass_out(self, process: Process, output: int, fd: int) -> None:
         try:
             while data := process.read(output):
-                view = memoryview(data)
-                while view:
-                    view = view[os.write(fd, view) :]
+                streams.write_all(fd, data)
         except GuestGone:
             pass  # the main thread hears of it, too
         except OSError as error:
@@ -162,7 +174,7 @@ class _Run:
 
     def _report(self, error: GuestGone) -> int:
         """The guest ended before the command did, or the agent in it."""
-        if not self._over.is_set():
+        if not self._over.wait(_LAST_WORD):
             self._show_console()
             say(str(error))
             return outcome.EXIT_USAGE
@@ -189,7 +201,7 @@ class _Run:
 
 def _pass_in(process: Process) -> None:
     try:
-        while data := os.read(0, _PIECE):
+        while data := streams.read_some(0):
             process.write(data)
     except GuestGone:
         return

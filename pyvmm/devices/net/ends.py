@@ -158,7 +158,7 @@ def mac_of(settings: Settings, interface: str) -> bytes:
 
     own = settings.text("id") or settings.name
     name = f"{_host_id()}/{_mode(settings)}/{interface}/{own}"
-    return b"\x52\x56" + crc32(name.encode()).to_bytes(4, "big")
+    return b"\x52\x56" + crc32(os.fsencode(name)).to_bytes(4, "big")
 
 
 def _host_id() -> str:

@@ -4,6 +4,8 @@
 import contextlib
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -148,3 +150,11 @@ def test_words_are_the_inverse_of_parse():
     words = ["Image", "-m5", "--rng", "--rng=rate=1M", "-d", "a", "--disable-sbi-dbcn", "-q", "--dry-run"]
     values = COMMAND.parse(words)
     assert COMMAND.parse(COMMAND.words(values)) == values
+
+
+def test_dry_run_shows_names_that_are_no_text(image, folder):
+    words = [sys.executable, "-m", "pyvmm", "run", "--dry-run", image, "-p", b"x\xff"]
+    env = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(words, capture_output=True, check=False, env=env, cwd=folder)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"\nparams            x\\udcff\n" in done.stdout

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``pyvmm exec`` on this host: how a guest's end before the command's is told, and the command's streams."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -12,6 +13,7 @@ from fakes.threads import PATIENCE, Background, happens
 
 from pyvmm import outcome
 from pyvmm.cli import exec as command_module
+from pyvmm.cli import executing
 from pyvmm.cli.executing import _Run
 from pyvmm.guest.client import Guest
 from pyvmm.outcome import Outcome
@@ -241,7 +243,82 @@ def test_first_interrupt_is_the_commands_and_the_second_ends_the_guest(stubs, ca
     os.close(stdin)
 
 
-def test_agent_that_goes_away_is_told_with_a_console_that_cannot_hurt_the_terminal(stubs, capfd):
+def test_guest_that_ends_is_told_though_its_agent_went_first(stubs, capfd):
+    machine, agent, _, running, stdin = stubs
+    agent.expect_start()
+    agent.hang_up()
+    machine.end(Outcome(outcome.PANIC, "the guest panicked: x"))
+    assert running.result() == 255
+    said = capfd.readouterr().err.splitlines()
+    assert said[-1] == "pyvmm: the guest panicked: x, and the command had not ended"
+    os.close(stdin)
+
+
+@contextlib.contextmanager
+def stuck_output():
+    """Standard output is a pipe that nobody reads; gives its reading end, which the test closes."""
+    read_end, write_end = os.pipe()
+    keep = os.dup(1)
+    os.dup2(write_end, 1)
+    os.close(write_end)
+    try:
+        yield read_end
+    finally:
+        os.dup2(keep, 1)
+        os.close(keep)
+
+
+def leave_output(agent, size):
+    """Have the command write more than a pipe holds, and end with status 3."""
+    session, _, _ = agent.expect_start()
+    for _ in range(size // 4000):
+        agent.output(session, bytes(4000))
+    agent.exit(session, 3)
+
+
+def test_signal_ends_it_though_nobody_reads_what_a_command_left(stubs, capfd):
+    machine, agent, run, running, stdin = stubs
+    with stuck_output() as reader:
+        leave_output(agent, 240_000)
+        while run._process is None or run._process.status is None:
+            os.sched_yield()
+        run._on_signal(signal.SIGTERM, None)
+        assert running.result() == 143
+        os.close(reader)
+        while len(machine.ends) < 2:  # the thread that was stuck has noticed
+            os.sched_yield()
+    assert capfd.readouterr().err == "pyvmm: ended by SIGTERM\n"
+    os.close(stdin)
+
+
+def test_output_that_somebody_made_non_blocking_is_waited_for(stubs):
+    machine, agent, _, running, stdin = stubs
+    with stuck_output() as reader:
+        os.set_blocking(1, False)
+        leave_output(agent, 240_000)
+        got = 0
+        while got < 240_000:
+            got += len(os.read(reader, 1 << 16))
+        power_off(machine, agent)
+        assert running.result() == 3
+        os.close(reader)
+    os.close(stdin)
+
+
+def test_input_that_somebody_made_non_blocking_is_waited_for(stubs):
+    machine, agent, _, running, stdin = stubs
+    os.set_blocking(0, False)
+    session, _, _ = agent.expect_start()
+    os.write(stdin, b"in")
+    assert agent.expect(INPUT)[2] == b"in"
+    agent.exit(session, 0)
+    power_off(machine, agent)
+    assert running.result() == 0
+    os.close(stdin)
+
+
+def test_agent_that_goes_away_is_told_with_a_console_that_cannot_hurt_the_terminal(stubs, capfd, monkeypatch):
+    monkeypatch.setattr(executing, "_LAST_WORD", 0)
     _, agent, _, running, stdin = stubs
     agent.expect_start()
     agent.hang_up()

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import os
+import signal
 
-from pyvmm import preview
+from pyvmm import outcome, preview
 from pyvmm.cli.say import say
 from pyvmm.config import MachineConfig
 
 DEFAULT_FLAVOUR = "aia"
+_ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 
 def run_in_lab(
@@ -33,8 +35,31 @@ def run_in_lab(
     command = ["python3", "-m", "pyvmm", *reach.words]
     lab, show = Lab(flavour), no_progress if quiet else progress
     lab.start(show)
-    with lab.forwarding(reach.pairs):
-        return lab.run(command, tty=tty, progress=show)
+    before = {number: signal.signal(number, _end) for number in _ENDING_SIGNALS if not _ignored(number)}
+    try:
+        with lab.forwarding(reach.pairs):
+            return lab.run(command, tty=tty, progress=show)
+    except _Ended as end:
+        return outcome.EXIT_SIGNAL + end.number
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Ended(BaseException):
+    """A signal wants us to end, and what leads to the lab must not stay: the next guest may want it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+def _end(number: int, _frame: object) -> None:
+    raise _Ended(number)
+
+
+def _ignored(number: int) -> bool:
+    return signal.getsignal(number) is signal.SIG_IGN
 
 
 def progress(text: str) -> None:

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ``pyvmm run`` does on a machine whose guests run in the lab, with a lab that is none."""
+
+import contextlib
+import os
+import signal
+
+import pytest
+
+from pyvmm.cli import in_lab
+from pyvmm.config import MachineConfig
+
+
+class FakeLab:
+    """Its command ends with ``status``, or sends us ``signal`` and waits for what comes of that."""
+
+    calls: list[object]
+    signal: int | None = None
+    status = 0
+
+    def __init__(self, flavour):
+        self.calls.append(flavour)
+
+    def start(self, progress):
+        self.calls.append("start")
+
+    @contextlib.contextmanager
+    def forwarding(self, pairs):
+        self.calls.append(pairs)
+        try:
+            yield
+        finally:
+            self.calls.append("undone")
+
+    def run(self, command, *, tty, progress):
+        self.calls.append(command[3:])
+        if self.signal is not None:
+            os.kill(os.getpid(), self.signal)
+            signal.pause()
+        return self.status
+
+
+@pytest.fixture
+def lab(monkeypatch):
+    fake = type("Lab", (FakeLab,), {"calls": []})
+    monkeypatch.setattr("pyvmm.lab.host.Lab", fake)
+    return fake
+
+
+@pytest.fixture
+def run(image):
+    config = MachineConfig(kernel=image, mem="16M")
+    return lambda *words, where="lab": in_lab.run_in_lab(["run", *words], config, where, quiet=True)
+
+
+def test_command_runs_in_the_flavour_asked_for_and_its_status_is_ours(lab, run):
+    lab.status = 7
+    assert run("--rng", where="lab:plic") == 7
+    assert lab.calls == ["plic", "start", [], ["run", "--rng"], "undone"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_signal_undoes_what_leads_to_the_lab(lab, run, number):
+    before = signal.getsignal(number)
+    lab.signal = number
+    assert run() == 128 + number
+    assert lab.calls[-1] == "undone"
+    assert signal.getsignal(number) is before

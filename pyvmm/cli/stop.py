@@ -29,11 +29,16 @@ _SAID = {
 
 def main(words: list[str]) -> int:
     """Stop it."""
+    _grace(COMMAND.parse(words))  # wrong words are found before any guest is looked for
     return guests.run(COMMAND, words, _stop)
 
 
+def _grace(values: guests.Values) -> float:
+    return parse_duration(values.get("grace", stopping.GRACE), "--grace")
+
+
 def _stop(found: Found, values: guests.Values) -> tuple[int, guests.Values, str]:
-    grace = parse_duration(values.get("grace", stopping.GRACE), "--grace")
+    grace = _grace(values)
     with guests.connect(found) as control:
         result = control.request("stop", grace=grace, patience=grace + _MORE)
         control.wait_closed(_MORE)  # then its name is free again

@@ -362,3 +362,11 @@ class TestPublish:
     def test_text_that_names_no_ports_is_refused(self, text):
         with pytest.raises(ConfigError, match=r"publish takes \[ADDRESS/\]HOST\[:GUEST\]\[/udp\]"):
             parse("--network", f"user,publish={text}", Net.SETTINGS, Net.POSITIONAL)
+
+    @pytest.mark.parametrize("text", ["1:2+1:3", "1+01", "::1/1+::1/1:2", "1/udp+1/udp"])
+    def test_port_that_is_published_twice_is_refused(self, text):
+        with pytest.raises(ConfigError, match="publish takes each port of the host once, not"):
+            parse("--network", f"user,publish={text}", Net.SETTINGS, Net.POSITIONAL)
+
+    def test_port_is_another_one_at_another_address_or_for_udp(self):
+        assert publish_arguments("1+1/udp+::1/1")[::2] == ["-t", "-u", "-t"]

@@ -188,6 +188,7 @@ def publish_arguments(published: str | None) -> list[str]:
     ValueError, which says what is taken.
     """
     arguments = []
+    taken = set()
     for item in published.split("+") if published else []:
         parts = item.split("/")
         option = "-t"
@@ -197,6 +198,9 @@ def publish_arguments(published: str | None) -> list[str]:
         ports = "".join(parts).split(":")
         if len(parts) != 1 or len(ports) > 2 or not all(map(_is_port, ports)) or not _is_address(address):
             raise ValueError("[ADDRESS/]HOST[:GUEST][/udp], several joined by +, such as 2222:22+8080:80")
+        if (option, address, int(ports[0])) in taken:
+            raise ValueError("each port of the host once")
+        taken.add((option, address, int(ports[0])))
         arguments += [option, f"{address}/{ports[0]}:{ports[-1]}"]
     for option in ("-t", "-u"):  # otherwise passt would choose some
         if option not in arguments:

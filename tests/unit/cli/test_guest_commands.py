@@ -281,6 +281,7 @@ def test_debug_sends_sysrq(start, run):
         (["attach", "oen"], "No guest named oen is running. Did you mean one?"),
         (["attach", "--json"], "pyvmm attach has no option --json."),
         (["stop", "one", "--grace=soon"], "--grace takes a duration such as 500ms, 30s or 5m, not 'soon'."),
+        (["stop", "nobody", "--grace=soon"], "--grace takes a duration such as 500ms, 30s or 5m"),
         (["stop", "--al"], "pyvmm stop has no option --al. Did you mean --all?"),
         (["kill", "oen"], "No guest named oen is running. Did you mean one?"),
         (["resume", "--grace=1s"], "pyvmm resume has no option --grace."),

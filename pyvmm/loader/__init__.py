@@ -131,7 +131,7 @@ class Boot:
             return self._unpack(file, head, kind)
         if file.what == "firmware":
             return FlatFirmware(file)
-        raise file.error("is no RISC-V kernel: neither an Image, compressed or not, nor ELF; give one that is.")
+        raise file.error("is no RISC-V kernel; give an Image, compressed or not, or an ELF file.")
 
     def _unpack(self, file: File, head: bytes, kind: str) -> Program:
         from pyvmm.loader.streams import Stream

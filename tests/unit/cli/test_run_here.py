@@ -319,7 +319,8 @@ def test_dump_of_the_tree_that_cannot_be_written_is_one_sentence(pyvmm):
 def test_trace_that_cannot_be_opened_is_one_sentence(pyvmm):
     code, out, err = pyvmm("hello", "--trace=mmio", "--trace-out=/nonexistent/trace").end()
     assert (code, out) == (125, b"")
-    assert err == "pyvmm: The trace cannot be written to /nonexistent/trace: No such file or directory.\n"
+    sentence = "The trace cannot be written to /nonexistent/trace: there is no folder /nonexistent; make it"
+    assert err == f"pyvmm: {sentence}, or name another one.\n"
 
 
 # Without a kernel

@@ -141,7 +141,7 @@ def test_file_is_left_to_a_writer_that_is_stuck_in_it(fifo, monkeypatch):
 
 def test_file_that_cannot_be_made_is_one_sentence():
     with pytest.raises(
-        ConfigError, match=r"^The trace cannot be written to /nonexistent/x: there is no folder"
+        ConfigError, match="The trace cannot be written to /nonexistent/x: there is no folder"
     ):
         TraceOutput("/nonexistent/x").open()
 

@@ -57,6 +57,7 @@ def test_outputs_and_status_are_the_commands(run_exec):
     assert (code, out, err) == (7, b"riscv64\nin\0\xff", "err\n")
 
 
+@pytest.mark.long
 def test_megabyte_goes_through_unchanged(run_exec):
     data = os.urandom(MIB)
     assert run_exec("--", "cat", data=data) == (0, data, "")
@@ -101,6 +102,7 @@ def xz(data):
     return lzma.compress(data, preset=0, check=lzma.CHECK_CRC32)  # Linux knows no other
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("compress", [gzip.compress, xz], ids=["gzip", "xz"])
 @pytest.mark.parametrize("kernel", ["6.12", "7"])
 def test_initramfs_of_the_users_is_used_however_it_is_compressed(run_exec, tmp_path, kernel, compress):
@@ -149,6 +151,7 @@ def test_folder_is_the_root_and_cannot_be_changed(run_exec, image, tmp_path):
     assert "Read-only file system" in err
 
 
+@pytest.mark.long
 def test_what_is_written_to_a_folder_is_there_afterwards(run_exec, start_exec, tmp_path):
     (tmp_path / "root").mkdir()
     from pyvmm.lab import guests

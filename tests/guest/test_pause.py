@@ -120,6 +120,7 @@ def test_network_loses_no_byte_while_the_guest_is_paused_many_times(steer, vhost
     assert guest.run("md5sum </tmp/given").split()[0] == hashlib.md5(b"".join(received)).hexdigest()
 
 
+@pytest.mark.long
 def test_share_is_read_whole_while_the_guest_is_paused_many_times(steer, tmp_path):
     folder = tmp_path / "share"
     folder.mkdir()

@@ -301,6 +301,10 @@ class TestSettings:
         assert netends.mac_of(first, "") != netends.mac_of(second, "")
         assert netends.mac_of(first, "") == netends.mac_of(first, "")
 
+    def test_name_that_is_no_text_makes_an_address_too(self):
+        (request,) = requests({"nets": ["user,id=\udcff"]}, ())
+        assert len(netends.mac_of(request.settings, "")) == 6
+
     def test_made_address_differs_by_host(self, tap_of, monkeypatch):
         monkeypatch.setattr(netends, "_host_id", lambda: "here")
         here = bytes(tap_of["open"]("tap=a").MAC)

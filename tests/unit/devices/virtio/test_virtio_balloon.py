@@ -341,6 +341,12 @@ def test_settings_give_target_and_features():
     assert not device.offered() >> F_DEFLATE_ON_OOM & 1
 
 
+def test_size_without_a_unit_is_in_mib_as_that_of_the_guests_memory():
+    assert Balloon.open(parse("64"), None).target == 64 << 20
+    with pytest.raises(ConfigError, match=r"size takes a size such as 512M or 2G \(a bare number is MiB\), not"):
+        parse("64X")
+
+
 def test_setting_beyond_all_memory_is_refused_as_it_was_spelled():
     with pytest.raises(ConfigError, match="--balloon 999999999G: A balloon holds"):
         Balloon.open(parse("999999999G"), None)

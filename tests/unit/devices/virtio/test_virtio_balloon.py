@@ -343,7 +343,9 @@ def test_settings_give_target_and_features():
 
 def test_size_without_a_unit_is_in_mib_as_that_of_the_guests_memory():
     assert Balloon.open(parse("64"), None).target == 64 << 20
-    with pytest.raises(ConfigError, match=r"size takes a size such as 512M or 2G \(a bare number is MiB\), not"):
+    with pytest.raises(
+        ConfigError, match=r"size takes a size such as 512M or 2G \(a bare number is MiB\), not"
+    ):
         parse("64X")
 
 

@@ -191,7 +191,7 @@ def test_walk_through_in_the_documentation_quotes_the_sources():
     )
     sources = "".join((root / name).read_text() for name in files).splitlines()
     *quoted, example = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(quoted) == 8
+    assert len(quoted) == 9
     for line in "".join(quoted).splitlines():
         assert line in sources
     names = {"Rig": Rig, "Rng": Rng}

@@ -51,7 +51,8 @@ MAY_IMPORT = {
     "sbi": {"errors"},
     "trace": {"devices"},
     "exittrace": {"kvm", "mmio", "runner", "sbi", "trace"},
-    "runner": {"kvm", "mmio", "sbi", "trace", "errors", "outcome", "threads"},
+    "runner": {"kvm", "mmio", "sbi", "shortcut", "trace", "errors", "outcome", "threads"},
+    "shortcut": {"devices", "errors", "kvm", "ring"},
     "loader": {"errors", "guest", "memory", "layout"},
     "peripherals": {"devices", "devicetree", "layout", "config"},
     "irqchip": {"kvm", "devices", "mmio", "devicetree", "layout", "errors"},
@@ -63,7 +64,8 @@ MAY_IMPORT = {
     "board": {
         "backplane", "closing", "config", "console", "devices", "devicetree", "doorbells", "errors",
         "eventloop", "exittrace", "handover", "harts", "hostfile", "irqchip", "kvm", "layout", "loader",
-        "memory", "messages", "mmio", "outcome", "peripherals", "ring", "runner", "sbi", "suspend", "trace",
+        "memory", "messages", "mmio", "outcome", "peripherals", "ring", "runner", "sbi", "shortcut",
+        "suspend", "trace",
     },
     "profiles": {"config", "devicelist", "devices", "errors", "nearest"},
     "preview": {

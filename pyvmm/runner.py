@@ -185,7 +185,7 @@ class VcpuThread:
         stores = self._stores
         while self._running:
             reason = run()
-            if stores[LAST] != stores[FIRST] and reason != _MMIO:
+            if reason != _MMIO and stores[LAST] != stores[FIRST]:
                 self.settle()
             handler = handlers.get(reason)
             if handler is None:

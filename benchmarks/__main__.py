@@ -29,7 +29,7 @@ _INSIDE = ["-m", "benchmarks.inside"]
 _RESULTS = Path(__file__).with_name("results")
 # Which host gives which figures: those of single exits repeat only where instructions are counted.
 _MEASURES = {
-    **dict.fromkeys(("start-up", "whole-run", "memory", "blk", "net", "console"), "aia"),
+    **dict.fromkeys(("start-up", "whole-run", "memory", "blk", "net", "console", "serial"), "aia"),
     "exits": "counting",
 }
 _FEW_EXITS, _MANY_EXITS = 2_000, 32_000

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A mebibyte through the virtio console, from a guest's program to whoever reads the monitor's output."""
+"""Much text through a console, from a guest's program to whoever reads the monitor's output."""
 
 from __future__ import annotations
 
@@ -8,27 +8,51 @@ import time
 from functools import partial
 
 from benchmarks.guest import Guest, booted
-from benchmarks.programs import PYVMM_VIRTIO, QEMU_VIRTIO, QUIET_VIRTIO, Bench, Figures, interleaved
+from benchmarks.programs import (
+    PYVMM_SERIAL,
+    PYVMM_VIRTIO,
+    QEMU_SERIAL,
+    QEMU_VIRTIO,
+    QUIET,
+    QUIET_VIRTIO,
+    Argv,
+    Bench,
+    Figures,
+    interleaved,
+)
 
-_SIZE = 1 << 20
+_SIZE, _SERIAL_SIZE = 1 << 20, 128 << 10
 _DATA = b"x"  # in none of the commands
 _BEGIN, _END = "BE''GIN", "E''ND"  # so that their echo is not what is waited for
 
 
 def console(bench: Bench) -> Figures:
-    """Bytes a second, without what the terminal adds: the guest's is raw."""
+    """Bytes a second of a mebibyte through the virtio console."""
     pyvmm = bench.pyvmm_linux(QUIET_VIRTIO, *PYVMM_VIRTIO)
-    qemu = bench.qemu_linux(QUIET_VIRTIO, *QEMU_VIRTIO)
+    return _rates(bench, pyvmm, bench.qemu_linux(QUIET_VIRTIO, *QEMU_VIRTIO), _SIZE)
+
+
+def serial(bench: Bench) -> Figures:
+    """Bytes a second of 128 KiB through the serial port."""
+    pyvmm = bench.pyvmm_linux(QUIET, *PYVMM_SERIAL)
+    return _rates(bench, pyvmm, bench.qemu_linux(QUIET, *QEMU_SERIAL), _SERIAL_SIZE)
+
+
+def _rates(bench: Bench, pyvmm: Argv, qemu: Argv, size: int) -> Figures:
+    """Bytes a second, without what the terminal adds: the guest's is raw."""
     with booted(pyvmm) as guest, booted(qemu) as peer:
         for where in (guest, peer):
-            where.run(f"dd if=/dev/zero bs=4096 count={_SIZE // 4096} 2>/dev/null | tr '\\0' x >/tmp/data")
+            where.run(f"dd if=/dev/zero bs=4096 count={size // 4096} 2>/dev/null | tr '\\0' x >/tmp/data")
         return interleaved(
             bench.rounds,
-            {"pyvmm": partial(_bytes_a_second, guest), "qemu": partial(_bytes_a_second, peer)},
+            {
+                "pyvmm": partial(_bytes_a_second, guest, size),
+                "qemu": partial(_bytes_a_second, peer, size),
+            },
         )
 
 
-def _bytes_a_second(guest: Guest) -> float:
+def _bytes_a_second(guest: Guest, size: int) -> float:
     """The pause makes the data begin with a read of its own: what is read after that is timed."""
     begin, end = (word.replace("''", "").encode() for word in (_BEGIN, _END))
     guest.send(f"stty raw; echo {_BEGIN}; usleep 200000; cat /tmp/data; echo {_END}; stty sane")
@@ -40,6 +64,6 @@ def _bytes_a_second(guest: Guest) -> float:
     seconds = time.monotonic() - start
     guest.run("true")
     got = first.count(_DATA), rest.count(_DATA)
-    if sum(got) != _SIZE:
-        sys.exit(f"of {_SIZE} bytes on the console, {sum(got)} came out")
+    if sum(got) != size:
+        sys.exit(f"of {size} bytes on the console, {sum(got)} came out")
     return got[1] / seconds

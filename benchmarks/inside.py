@@ -27,6 +27,7 @@ MEASURES = {
     "blk": blk.blk,
     "net": net.net,
     "console": console.console,
+    "serial": console.serial,
 }
 
 

@@ -14,6 +14,7 @@ SECONDS = (1.0, "s", 2)
 MICROSECONDS = (1e-6, "µs", 2)
 MEBIBYTES = (float(1 << 20), "MiB", 1)
 A_SECOND = (1.0, "/s", 0)
+KIBIBYTES_A_SECOND = (1024.0, "KiB/s", 1)
 MEBIBYTES_A_SECOND = (float(1 << 20), "MiB/s", 1)
 
 
@@ -99,6 +100,7 @@ COMPARISONS = (
         for way in (net.SEND, net.RECEIVE)
     ),
     Comparison("console, 1 MiB", "console", "pyvmm", "qemu", MEBIBYTES_A_SECOND),
+    Comparison("serial console, 128 KiB", "serial", "pyvmm", "qemu", KIBIBYTES_A_SECOND),
 )
 
 

@@ -29,6 +29,7 @@ from pyvmm.outcome import Outcome
 from pyvmm.ring import Ring
 from pyvmm.runner import VcpuThread
 from pyvmm.sbi import Sbi, SbiInput
+from pyvmm.shortcut import SerialShortcut
 from pyvmm.suspend import Suspension, WakingLine
 from pyvmm.trace import TracedLine
 
@@ -82,6 +83,7 @@ class Board:
         self.memory = GuestMemory()
         self._sbi = Sbi(self.memory, output.write, self._sbi_input.take, self._suspend)
         self._uart: Uart8250 | None = None
+        self._serial: SerialShortcut | None = None
         self._power: PowerButton | None = None
         self._console: Console | None = None
         self.backplane: Backplane | None = None
@@ -156,6 +158,10 @@ class Board:
             device: Uart8250 | GoldfishRtc | PowerButton
             if place is peripherals.UART:
                 device = self._uart = Uart8250(line, self._output, on_room=self._input_room)
+                self._serial = SerialShortcut(
+                    device, place.base, self.vm, self.vcpus[0], self._loop, self._post
+                )
+                self._closers.append(self._serial.close)
             elif place is peripherals.RTC:
                 device = GoldfishRtc(line, LoopClock(self._loop))
             else:
@@ -216,7 +222,8 @@ class Board:
         self._input = source
         self._on_end = on_end
         self.threads = [
-            VcpuThread(vcpu, self.bus, self._sbi, on_end=on_end, on_error=on_error) for vcpu in self.vcpus
+            VcpuThread(vcpu, self.bus, self._sbi, self._serial, on_end=on_end, on_error=on_error)
+            for vcpu in self.vcpus
         ]
         if self._trace is not None:
             self.trace_exits(self._trace)
@@ -274,9 +281,16 @@ class Board:
         self._power.press()
 
     def trace_exits(self, trace: Trace) -> None:
-        """Show exits from now on."""
+        """Show exits from now on. Every store to the serial port is one then."""
+        if self._serial is not None and "mmio" in trace.kinds:
+            self._serial.close()
         for thread in self.threads:
             exittrace.install(thread, self.bus, self._sbi, trace)
+
+    def _post(self, task: Callable[[], None]) -> None:
+        """Run ``task`` on a vCPU's thread."""
+        for thread in self.threads[:1]:
+            thread.post(task)
 
     def send_break(self) -> bool:
         """What SysRq begins with, on the console; False when it cannot take it now."""

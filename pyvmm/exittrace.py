@@ -30,12 +30,14 @@ def install(thread: VcpuThread, bus: Bus, sbi: Sbi, trace: Trace) -> None:
 class _Traced:
     def __init__(self, thread: VcpuThread, bus: Bus, sbi: Sbi, trace: Trace) -> None:
         self._vcpu = thread.vcpu
+        self._settle = thread.settle
         self._bus = bus
         self._sbi = sbi
         self._trace = trace
         self._source = f"cpu{thread.vcpu.id}"
 
     def mmio(self) -> None:
+        self._settle()  # what was noted down before the trace began
         address, length, is_write, value = self._vcpu.mmio()
         if is_write:
             # Shown first: causes come before effects, and the store may select another bank of registers.

@@ -6,6 +6,8 @@ How a thread is brought out of KVM_RUN: the kick signal is blocked in every vCPU
 and ends the next KVM_RUN at once, so there is no race to lose, no process-wide handler to install, and it
 works from any thread. The signal survives KVM_RUN and is taken with sigtimedwait.
 
+Stores that KVM noted down (``pyvmm.shortcut``) came before the exit at hand: they are carried out before it.
+
 A parked vCPU's thread waits for that same signal between two KVM_RUNs, and still runs what is posted to it.
 """
 
@@ -20,6 +22,7 @@ from collections import deque
 from pyvmm import outcome
 from pyvmm.errors import KvmError
 from pyvmm.kvm import dump, uapi
+from pyvmm.kvm.coalesced import FIRST, LAST
 from pyvmm.outcome import Outcome
 from pyvmm.threads import start_thread
 
@@ -30,9 +33,11 @@ if TYPE_CHECKING:
     from pyvmm.kvm.vcpu import Vcpu
     from pyvmm.mmio.bus import Bus
     from pyvmm.sbi import Sbi
+    from pyvmm.shortcut import SerialShortcut
 
 KICK = signal.SIGUSR1
 _MOST_REASONS = 64
+_MMIO = uapi.KVM_EXIT_MMIO
 
 CSR_SEED = 0x015
 _SEED_ES16 = 2 << 30  # OPST field: 16 bits of entropy follow (RISC-V scalar cryptography, 4.1)
@@ -53,8 +58,9 @@ def _nothing() -> None:
 class VcpuThread:
     """Runs one vCPU until ``stop``.
 
-    ``on_end`` receives the Outcome when the guest ends, ``on_error`` an exception that nobody foresaw; both
-    are called on the vCPU's thread and must not wait for it.
+    ``serial`` belongs to the machine's serial port, if it has one. ``on_end`` receives the Outcome when the
+    guest ends, ``on_error`` an exception that nobody foresaw; both are called on the vCPU's thread and must
+    not wait for it.
     """
 
     def __init__(
@@ -62,6 +68,7 @@ class VcpuThread:
         vcpu: Vcpu,
         bus: Bus,
         sbi: Sbi,
+        serial: SerialShortcut | None = None,
         *,
         on_end: Callable[[Outcome], None],
         on_error: Callable[[BaseException], None],
@@ -69,6 +76,10 @@ class VcpuThread:
         self.vcpu = vcpu
         self._bus = bus
         self._sbi = sbi
+        self._answers = serial.answers if serial else {}
+        self._stores = serial.page if serial else bytes(LAST + 1)
+        #: Carries out the stores that KVM noted down.
+        self.settle = serial.settle if serial else _nothing
         self._on_end = on_end
         self._on_error = on_error
         self._running = True
@@ -152,8 +163,11 @@ class VcpuThread:
 
     def _failed(self, error: BaseException) -> None:
         """The loop ended with an exception: the guest's fault, if KVM gave up on its instruction, or ours."""
-        if isinstance(error, KvmError) and error.ioctl == "KVM_RUN" and error.errno in _RUN_ERRORS:
-            why = _RUN_ERRORS[error.errno]
+        number = error.errno if isinstance(error, KvmError) and error.ioctl == "KVM_RUN" else None
+        if number is not None:
+            self.settle()  # no handler will
+        if number in _RUN_ERRORS:
+            why = _RUN_ERRORS[number]
             self._on_end(
                 Outcome(
                     outcome.HUNG,
@@ -168,8 +182,11 @@ class VcpuThread:
         run = self.vcpu.run
         handlers = self.handlers
         exits = self.exits
+        stores = self._stores
         while self._running:
             reason = run()
+            if reason != _MMIO and stores[LAST] != stores[FIRST]:
+                self.settle()
             handler = handlers.get(reason)
             if handler is None:
                 self._hung(f"KVM stopped it with exit reason {reason}, which pyvmm does not know")
@@ -179,6 +196,11 @@ class VcpuThread:
 
     def _on_mmio(self) -> None:
         address, length, is_write, value = self.vcpu.mmio()
+        if length == 1 and not is_write and (answer := self._answers.get(address)) is not None:
+            self.vcpu.answer_mmio(1, answer)
+            return
+        if self._stores[LAST] != self._stores[FIRST]:
+            self.settle()
         if is_write:
             self._bus.write(address, length, value)
         else:

@@ -53,7 +53,8 @@ MAY_IMPORT = {
     "sbi": {"errors"},
     "trace": {"devices"},
     "exittrace": {"kvm", "mmio", "runner", "sbi", "trace"},
-    "runner": {"kvm", "mmio", "sbi", "trace", "errors", "outcome", "threads"},
+    "runner": {"kvm", "mmio", "sbi", "shortcut", "trace", "errors", "outcome", "threads"},
+    "shortcut": {"devices", "errors", "kvm", "ring"},
     "loader": {"errors", "guest", "memory", "layout"},
     "peripherals": {"devices", "devicetree", "layout", "config"},
     "irqchip": {"kvm", "devices", "mmio", "devicetree", "layout", "errors"},
@@ -65,7 +66,8 @@ MAY_IMPORT = {
     "board": {
         "attempts", "backplane", "config", "configfiles", "console", "devices", "devicetree", "doorbells",
         "errors", "eventloop", "exittrace", "handover", "harts", "irqchip", "kvm", "layout", "loader",
-        "memory", "messages", "mmio", "outcome", "peripherals", "ring", "runner", "sbi", "suspend", "trace",
+        "memory", "messages", "mmio", "outcome", "peripherals", "ring", "runner", "sbi", "shortcut",
+        "suspend", "trace",
     },
     "profiles": {"config", "devicelist", "devices", "errors", "nearest"},
     "preview": {

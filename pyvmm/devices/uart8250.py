@@ -10,6 +10,10 @@ Input is taken only while the guest listens: its receive interrupt is enabled, o
 clears the FIFO and reads RBR blindly when it starts, so bytes taken before would be lost; here they stay with
 the host, which is told through ``on_room`` when to offer them again.
 
+Whoever runs the guest may save it exits (``pyvmm.shortcut``): it is told when there is much output
+(``on_busy``) and what LSR shows (``on_status``), and hands bytes stored to offset 0 in one piece
+(``transmit``). So the device tree says that the transmit FIFO is deep; it is as deep as one likes.
+
 What a hostile guest can do: write any register at any time, flood THR, leave the input full. The FIFO is
 bounded by 16 bytes, the flood by the sink (which makes the vCPU wait, not the host grow), and input that is
 not read stays where it is.
@@ -28,6 +32,8 @@ if TYPE_CHECKING:
 
 CLOCK_HZ = 3_686_400
 _FIFO_SIZE = 16
+# For drivers that read the device tree: so many bytes may be stored without a look at LSR in between.
+_TRANSMIT_FIFO_SIZE = 128
 _TRIGGERS = (1, 4, 8, 14)
 
 _IER_RDI, _IER_THRI, _IER_RLSI, _IER_MSI = 1, 2, 4, 8
@@ -41,8 +47,10 @@ _IIR_LINE_STATUS, _IIR_RX, _IIR_RX_TIMEOUT, _IIR_THRE, _IIR_MODEM, _IIR_NONE = (
 )
 _IIR_FIFO = 0xC0
 _FCR_ENABLE, _FCR_CLEAR_RX, _FCR_KEPT = 1, 2, 0xC9
+_LCR_DLAB = 0x80
 _MCR_DTR, _MCR_RTS, _MCR_OUT1, _MCR_OUT2, _MCR_LOOP = 1, 2, 4, 8, 16
 _LSR_DR, _LSR_OE, _LSR_BI, _LSR_IDLE, _LSR_FIFO_ERROR = 0x01, 0x02, 0x10, 0x60, 0x80
+_LSR_OFFSET = 5
 _LSR_IN_FIFO = 0x1C  # parity, framing, break: errors that belong to a byte
 _MSR_CTS, _MSR_DSR, _MSR_RI, _MSR_DCD = 0x10, 0x20, 0x40, 0x80
 _MSR_CONNECTED = _MSR_DCD | _MSR_DSR | _MSR_CTS
@@ -50,14 +58,17 @@ _MSR_CONNECTED = _MSR_DCD | _MSR_DSR | _MSR_CTS
 # So many reads of LSR with nothing else in between mean that the guest waits for input. Linux's transmit
 # path makes two at most.
 _POLLS = 4
+# So many bytes stored one by one are much output.
+_MUCH = 32
 
 
 class Uart8250(RegisterDevice):
     """One serial port. Output goes to ``sink``, input comes from ``receive`` and ``send_break``.
 
     ``on_room`` is called, with the lock held, when input that was refused fits again. It must only schedule:
-    calling back from within would deadlock. Lock order: this one, then the interrupt controller's and the
-    sink's.
+    calling back from within would deadlock. The same goes for ``on_busy``, and for ``on_status(offset,
+    value)``: a load of a byte at ``offset`` yields ``value`` from now on and changes nothing, until it is
+    called with None. Lock order: this one, then the interrupt controller's and the sink's.
     """
 
     NAME = "uart"
@@ -139,9 +150,13 @@ class Uart8250(RegisterDevice):
     def __init__(self, irq: IrqLine, sink: Sink, on_room: Callable[[], None] | None = None) -> None:
         super().__init__()
         self.on_room = on_room
+        self.on_busy: Callable[[], None] | None = None
+        self.on_status: Callable[[int, int | None], None] | None = None
         self._irq = irq
         self._sink = sink
         self._refused = False
+        self._stored = 0
+        self._idle: bool | None = None  # what on_status was told; None: nothing yet
         self.reset()
 
     def reset(self) -> None:
@@ -161,6 +176,8 @@ class Uart8250(RegisterDevice):
         """Devicetree properties (binding 8250)."""
         node["compatible"] = "ns16550a"
         node["clock-frequency"] = CLOCK_HZ
+        node["fifo-size"] = _TRANSMIT_FIFO_SIZE
+        node["tx-threshold"] = 0
 
     def receive(self, data: bytes) -> int:
         """Put ``data`` into the receive FIFO and return how many bytes of it were taken.
@@ -173,6 +190,7 @@ class Uart8250(RegisterDevice):
             if taken:
                 self._push(data[:taken], bytes(taken))
             self._refused = taken < len(data)
+            self.tell_status()
             return taken
 
     def send_break(self) -> bool:
@@ -185,14 +203,40 @@ class Uart8250(RegisterDevice):
             if taken:
                 self._push(b"\0", bytes((_LSR_BI,)))
             self._refused = not taken
+            self.tell_status()
             return taken
+
+    def transmit(self, data: bytes) -> After:
+        """Carry out stores of single bytes to offset 0, oldest first, as ``write`` would. Takes the lock."""
+        with self.lock:
+            if self.LCR & _LCR_DLAB:
+                self.DLL = data[-1]
+                return None
+            if self.MCR & _MCR_LOOP:
+                for value in data:
+                    self._write_thr(value)
+                return None
+            return self._send(data)
+
+    def tell_status(self) -> None:
+        """Tell ``on_status`` whether LSR is known: with nothing to receive it is. Call with the lock held.
+
+        While the host has input that was refused, LSR must be asked for: polling is how a guest says that it
+        listens.
+        """
+        idle = not (self._rx or self._errors or self._refused or self.MCR & _MCR_LOOP)
+        if idle != self._idle and self.on_status is not None:
+            self._idle = idle
+            self.on_status(_LSR_OFFSET, _LSR_IDLE if idle else None)
 
     def _restored(self) -> None:
         # The line's level is not known to be what it was when the state was saved: drive it.
+        self.tell_status()
         self._level = self._cause() != _IIR_NONE
         self._irq.set(self._level)
 
     def _update(self) -> None:
+        self.tell_status()  # before the interrupt is seen
         level = self._cause() != _IIR_NONE
         if level != self._level:
             self._level = level
@@ -225,6 +269,7 @@ class Uart8250(RegisterDevice):
         """Tell the host that input it could not get rid of would be taken now."""
         if self._refused and not self._rx and self._listening() and self.on_room is not None:
             self._refused = False
+            self.tell_status()
             self.on_room()
 
     def _push(self, data: bytes, errors: bytes) -> None:
@@ -250,12 +295,20 @@ class Uart8250(RegisterDevice):
         return value
 
     def _write_thr(self, value: int) -> After:
-        self._polls = 0
-        self._thre = True
         data = bytes((value,))
         if self.MCR & _MCR_LOOP:
+            self._polls = 0
+            self._thre = True
             self._loop_back(data)
             return None
+        self._stored += 1
+        if not self._stored % _MUCH and self.on_busy is not None:
+            self.on_busy()
+        return self._send(data)
+
+    def _send(self, data: bytes) -> After:
+        self._polls = 0
+        self._thre = True
         self._update()
         return self._sink.write(data)
 

@@ -15,53 +15,69 @@ from pyvmm.kvm import uapi
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+    from typing import TypeVar
+
+    T = TypeVar("T")
 
 _PAGE = 4096
 _ENTRIES = uapi.COALESCED_MMIO_ENTRIES_OFFSET
+_ENTRY = uapi.COALESCED_MMIO.size
+_VALUES = _ENTRIES + 16  # where the data of the first entry is
 #: The ring holds one entry less than this: equal indices mean empty.
-CAPACITY = (_PAGE - _ENTRIES) // uapi.COALESCED_MMIO.size
-_FIRST, _LAST = 0, 4
+CAPACITY = (_PAGE - _ENTRIES) // _ENTRY
+#: Where the indices are in the page. They fit into their first byte, which one load reads whole.
+FIRST, LAST = 0, 4
 
 
 class CoalescedRing:
     """Consumer of the ring at ``address`` (:attr:`Vcpu.ring_address`); one for the whole machine.
 
-    Lock order: ``lock`` before any device's lock. Stores keep the guest's order only if each is *carried out*
-    before the next one is taken, whichever vCPU thread comes by; so hold ``lock`` around the whole loop::
-
-        if not ring.empty():
-            with ring.lock:
-                for address, length, value in ring.drain(): ...
-
-    ``empty`` needs no lock: an entry leaves the ring only after the consumer has come back for the next one.
+    For a machine whose only zone is one byte: every entry is a store of a byte to there. Lock order: the
+    ring's lock comes before any device's.
     """
 
-    __slots__ = ("_address", "_load", "_page", "_store", "lock")
+    __slots__ = ("_address", "_load", "_lock", "_store", "page")
 
     def __init__(
-        self, address: int, load_acquire32: Callable[[int], int], store_release32: Callable[[int, int], None]
+        self,
+        address: int,
+        load_acquire32: Callable[[int], int],
+        store_release32: Callable[[int, int], object],
     ) -> None:
-        self.lock = threading.Lock()
+        self._lock = threading.Lock()
         self._address = address
         self._load = load_acquire32
         self._store = store_release32
-        self._page = (ctypes.c_char * _PAGE).from_address(address)
+        self.page = ring_page(address)
 
-    def empty(self) -> bool:
-        """Whether every store so far has been carried out."""
-        return self._load(self._address + _FIRST) == self._load(self._address + _LAST)
+    def drain(self, carry_out: Callable[[bytes], T]) -> T | None:
+        """Have the stores that are there now carried out, oldest first; what ``carry_out`` returned.
 
-    def drain(self) -> Iterator[tuple[int, int, int]]:
-        """Take what is there now, oldest first: (address, length in bytes, value).
-
-        ``last`` is read once, so a guest that goes on storing cannot keep the loop from ending.
+        They leave the ring after that, with the lock held throughout: whoever finds the ring empty, or comes
+        by later, comes after them. ``last`` is read once, so a guest that goes on storing cannot keep this
+        from ending. Any thread.
         """
-        first = self._load(self._address + _FIRST)
-        last = self._load(self._address + _LAST) % CAPACITY
-        while first != last:
-            offset = _ENTRIES + first * uapi.COALESCED_MMIO.size
-            address, length, _, data = uapi.COALESCED_MMIO.unpack_from(self._page, offset)
-            yield address, length, data & ((1 << 8 * length) - 1)
-            first = (first + 1) % CAPACITY
-            self._store(self._address + _FIRST, first)
+        page = self.page
+        with self._lock:
+            first = self._load(self._address + FIRST)
+            last = self._load(self._address + LAST) % CAPACITY
+            if first == last:
+                return None
+            end = last if first < last else CAPACITY
+            data = _values(page, first, end)
+            if end != last:
+                data += _values(page, 0, last)
+            result = carry_out(data)
+            self._store(self._address + FIRST, last)
+            return result
+
+
+def _values(page: ctypes.Array[ctypes.c_char], first: int, end: int) -> bytes:
+    """The first data byte of each of these entries."""
+    return page[_VALUES + first * _ENTRY : _ENTRIES + end * _ENTRY : _ENTRY]  # type: ignore[return-value]
+
+
+def ring_page(address: int) -> ctypes.Array[ctypes.c_char]:
+    """The ring as bytes. It is empty while those at FIRST and LAST are equal."""
+    return (ctypes.c_char * _PAGE).from_address(address)

@@ -193,7 +193,10 @@ class Bus:
         return [(mapping.range, mapping.name) for mapping in self._table[-1]]
 
     def accesses(self) -> dict[str, int]:
-        """How many accesses every mapping that is on the bus has had, by name. Doorbells are no accesses."""
+        """How many accesses every mapping that is on the bus has had, by name.
+
+        Only those that came over the bus: not doorbells, nor what ``pyvmm.shortcut`` takes off it.
+        """
         counts: dict[str, int] = {}
         for mapping in self._table[-1]:
             counts[mapping.name] = counts.get(mapping.name, 0) + mapping.counter[0]

@@ -20,6 +20,21 @@ def prints(text: bytes) -> list[Step]:
     return [mmio_write(THR, 1, byte) for byte in text]
 
 
+def prints_much(text: bytes = b"") -> list[Step]:
+    """Stores to the UART until they are no exits any more, 32 dots, and then ``text`` without exits."""
+    return [*prints(b"." * 32), _wait_for_zone, *prints(text)]
+
+
+def _wait_for_zone(vcpu: FakeVcpu) -> int | None:
+    """Go on once KVM notes stores to the UART down."""
+    while not vcpu.vm.zones:
+        if vcpu._kicked():
+            vcpu.script.appendleft(_wait_for_zone)
+            return errno.EINTR
+        time.sleep(0.001)
+    return None
+
+
 def suspend() -> Exit:
     """System suspend, to be resumed at the start of RAM."""
     return sbi(SUSP, 0, 0, layout.RAM_BASE, 0)

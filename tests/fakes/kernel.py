@@ -6,8 +6,9 @@
 
 Guests are scripts of exits: one list for the first vCPU, or a dict from vCPU id to list. What user space
 answered is in ``kernel.vm.vcpus[id].answers``; a script that is used up shuts the machine down. Eventfds are
-real, so event loops work. Stores that the kernel itself handles (ioeventfd, coalesced zones) are played with
-``vm.guest_store``; what it was told is in ``vm.slots``, ``routes``, ``irqfds``, ``lines`` and ``messages``.
+real, so event loops work. A store inside of a coalesced zone is no exit while the ring has room; one that an
+ioeventfd takes is played with ``vm.guest_store``. What the kernel was told is in ``vm.slots``, ``routes``,
+``irqfds``, ``lines`` and ``messages``.
 """
 
 from __future__ import annotations
@@ -81,8 +82,8 @@ class Exit:
         self.answer = None if answer is None else Struct(answer)
         self.offset = offset
 
-    def __call__(self, vcpu: FakeVcpu) -> int:
-        """Play it; returns the errno, or 0."""
+    def __call__(self, vcpu: FakeVcpu) -> int | None:
+        """Play it; returns the errno, or 0; None when the guest goes on."""
         if self.error != errno.EINTR:
             U32.pack_into(vcpu.page, uapi.RUN_EXIT_REASON_OFFSET, self.reason)
         vcpu.page[32 : 32 + len(self.fill)] = self.fill
@@ -90,11 +91,25 @@ class Exit:
         return self.error
 
 
+class Store(Exit):
+    """A store: an exit, unless it is noted down."""
+
+    def __init__(self, address: int, length: int, value: int) -> None:
+        data = (value & (1 << 8 * length) - 1) | (0xA5A5_A5A5_A5A5_A5A5 >> 8 * length << 8 * length)
+        fill = uapi.RUN_MMIO.pack(address, data & 2**64 - 1, length, 1)
+        super().__init__(uapi.KVM_EXIT_MMIO, fill, answer="")
+        self.access = address, length, value
+
+    def __call__(self, vcpu: FakeVcpu) -> int | None:
+        if vcpu.vm.coalesce(*self.access):
+            vcpu.registers[regs.core("pc")] += 4
+            return None
+        return super().__call__(vcpu)
+
+
 def mmio_write(address: int, length: int, value: int) -> Exit:
     """A store; behind its bytes lies garbage, as the kernel leaves it."""
-    data = (value & (1 << 8 * length) - 1) | (0xA5A5_A5A5_A5A5_A5A5 >> 8 * length << 8 * length)
-    fill = uapi.RUN_MMIO.pack(address, data & 2**64 - 1, length, 1)
-    return Exit(uapi.KVM_EXIT_MMIO, fill, answer="")
+    return Store(address, length, value)
 
 
 def mmio_read(address: int, length: int) -> Exit:
@@ -315,6 +330,7 @@ class FakeVm(FakeObject):
         self.irqfds: dict[int, int] = {}
         self.ioeventfds: dict[tuple[int, int, int | None], int] = {}
         self.zones: list[tuple[int, int]] = []
+        self._ring_lock = threading.Lock()  # between vCPUs; user space writes another word
         self.lines: list[tuple[int, int]] = []
         self.messages: list[tuple[int, int]] = []
         self.enabled: list[tuple[int, ...]] = []
@@ -487,6 +503,8 @@ class FakeVm(FakeObject):
 
     def register_zone(self, argument: Any) -> None:
         address, size, pio = taken(argument, uapi.COALESCED_MMIO_ZONE)
+        if not self.kernel.capabilities.get(uapi.KVM_CAP_COALESCED_MMIO):
+            fail(errno.ENOTTY)
         if pio:
             fail(errno.EINVAL)
         self.zones.append((address, size))
@@ -511,19 +529,21 @@ class FakeVm(FakeObject):
             if at == address and size in (0, length) and match in (None, value):
                 os.eventfd_write(fd, 1)
                 return True
-        if any(at <= address and address + length <= at + size for at, size in self.zones):
-            return self._coalesce(address, length, value)
-        return False
+        return self.coalesce(address, length, value)
 
-    def _coalesce(self, address: int, length: int, value: int) -> bool:
-        page = next(iter(self.vcpus.values())).page
-        first, last = uapi.COALESCED_MMIO_RING.unpack_from(page, PAGE)
-        capacity = (PAGE - uapi.COALESCED_MMIO_ENTRIES_OFFSET) // uapi.COALESCED_MMIO.size
-        if (last + 1) % capacity == first:
+    def coalesce(self, address: int, length: int, value: int) -> bool:
+        """A store that a zone may take: True when it is in the ring."""
+        if not any(at <= address and address + length <= at + size for at, size in self.zones):
             return False
-        at = PAGE + uapi.COALESCED_MMIO_ENTRIES_OFFSET + last * uapi.COALESCED_MMIO.size
-        uapi.COALESCED_MMIO.pack_into(page, at, address, length, 0, value)
-        uapi.COALESCED_MMIO_RING.pack_into(page, PAGE, first, (last + 1) % capacity)
+        page = next(iter(self.vcpus.values())).page
+        capacity = (PAGE - uapi.COALESCED_MMIO_ENTRIES_OFFSET) // uapi.COALESCED_MMIO.size
+        with self._ring_lock:
+            first, last = uapi.COALESCED_MMIO_RING.unpack_from(page, PAGE)
+            if (last + 1) % capacity == first:
+                return False
+            at = PAGE + uapi.COALESCED_MMIO_ENTRIES_OFFSET + last * uapi.COALESCED_MMIO.size
+            uapi.COALESCED_MMIO.pack_into(page, at, address, length, 0, value)
+            U32.pack_into(page, PAGE + 4, (last + 1) % capacity)
         return True
 
 

@@ -2,7 +2,7 @@
 """What can be asked of a running machine, on a fake KVM. Pausing has a file of its own."""
 
 import pytest
-from fakes.guests import LSR, idle
+from fakes.guests import IER, idle
 from fakes.kernel import call, mmio_read, mmio_write
 from fakes.threads import in_time
 
@@ -52,7 +52,7 @@ def test_memory_is_read_and_what_is_none_is_one_sentence(idler):
 
 
 def test_exits_and_accesses_are_counted(idler):
-    it = idler(mmio_read(LSR, 1), mmio_read(LSR, 1), mmio_read(layout.RTC_BASE, 4))
+    it = idler(mmio_read(IER, 1), mmio_read(IER, 1), mmio_read(layout.RTC_BASE, 4))
     found = it.machine.inspect()
     while found["exits"].get("mmio") != 3:
         found = it.machine.inspect()

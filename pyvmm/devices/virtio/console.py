@@ -35,7 +35,7 @@ F_SIZE, F_MULTIPORT, F_EMERG_WRITE = 0, 1, 2
 MAX_PORTS = 31
 
 _QUEUE_SIZE = 64
-_CONTROL_IN, _CONTROL_OUT = 2, 3  # queues, named as the driver sees them
+_SCREEN_OUT, _CONTROL_IN, _CONTROL_OUT = 1, 2, 3  # queues, named as the driver sees them
 
 # Control messages (5.3.6.2): port, event, value.
 _MESSAGE = Struct("<IHH")
@@ -87,6 +87,8 @@ class Console(VirtioDevice):
         pairs = len(ports) + 2 if ports else 1
         super().__init__((_QUEUE_SIZE,) * (2 * pairs))
         self._screen = screen
+        if screen is not None:
+            self.at_once = (_SCREEN_OUT,)
         self._console = ScreenPort(screen, on_room) if screen is not None else None
         self._ports: tuple[Port | None, ...] = (self._console, *ports)
         self._owned: Sequence[Port] = ()

@@ -237,8 +237,16 @@ class VirtioCore:
         session = self._session
         if session is None or index >= len(session.queues):
             self.odd += 1
-            return
-        os.eventfd_write(session.queues[index].kick_fd, 1)
+        elif index not in self.device.at_once:
+            os.eventfd_write(session.queues[index].kick_fd, 1)
+        elif session.alive:
+            session.enter(self._kicked, session.queues[index])
+
+    def place_doorbells(self, where: Callable[[int], int | None]) -> None:
+        """Have the kernel catch the stores that notify; ``where`` gives the address for a queue."""
+        for index, doorbell in enumerate(self._doorbells):
+            if index not in self.device.at_once:
+                doorbell.place(where(index))
 
     def _activate(self, positions: Sequence[dict[str, int]] | None = None) -> None:
         """Begin a session. ``positions``: where each queue stands, which begins anew otherwise."""

@@ -44,6 +44,9 @@ class VirtioDevice(RegisterDevice):
         """``queue_sizes``: the largest size of every queue, in queue order; powers of two up to 32768."""
         super().__init__(**counts)
         self.queue_sizes = queue_sizes
+        #: Queues whose notifications exit, and are worked on the vCPU's thread: for drivers that spin until
+        #: they are, to which the I/O thread would always be late. ``on_kick`` must not block for them.
+        self.at_once: tuple[int, ...] = ()
         #: Bits of the driver or device area this device has no use for: never offered to the driver.
         self.withheld = 0
         self._on_config_change: Callable[[], None] = _nobody_listens
@@ -73,7 +76,7 @@ class VirtioDevice(RegisterDevice):
         """The driver is ready: ``session`` has memory and queues. On a vCPU's thread: must not block."""
 
     def on_kick(self, queue: ActiveQueue) -> None:
-        """The driver put something into ``queue``. On the loop's thread."""
+        """The driver put something into ``queue``. On the loop's thread, but for those ``at_once``."""
 
     def on_queue_stop(self, queue: ActiveQueue) -> None:
         """``queue`` alone is reset: drop every chain of it. It may come back later."""

@@ -87,8 +87,7 @@ class VirtioMmio(RegisterDevice):
 
     def place(self, base: int) -> None:
         """Say at which guest address the registers are: the doorbells listen there."""
-        for doorbell in self._doorbells:
-            doorbell.place(base + type(self).QUEUE_NOTIFY.offset)
+        self.core.place_doorbells(lambda _: base + type(self).QUEUE_NOTIFY.offset)
 
     @staticmethod
     def describe(node: Node) -> None:

@@ -157,8 +157,9 @@ class VirtioPci(PackedRegisters):
         return super().decode(offset, size, is_write, value)
 
     def _place_doorbells(self, base: int | None) -> None:
-        for index, doorbell in enumerate(self._doorbells):
-            doorbell.place(None if base is None else base + _NOTIFY + index * _NOTIFY_STRIDE)
+        self.core.place_doorbells(
+            lambda index: None if base is None else base + _NOTIFY + index * _NOTIFY_STRIDE
+        )
 
     def reset(self) -> None:
         """Power-on. The machine's, not the driver's: nobody waits for host I/O here."""

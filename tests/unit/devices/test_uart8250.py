@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import pytest
 from fakes.lines import RecordingLine, RecordingSink
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pyvmm.devices.uart8250 import Uart8250
 
@@ -452,4 +454,147 @@ def test_trace_names_follow_direction_and_bank(port):
 def test_devicetree_properties_follow_the_binding():
     node = {}
     Uart8250.describe(node)
-    assert node == {"compatible": "ns16550a", "clock-frequency": 3686400}
+    assert node == {
+        "compatible": "ns16550a",
+        "clock-frequency": 3686400,
+        "fifo-size": 128,
+        "tx-threshold": 0,
+    }
+
+
+# Help from whoever runs the guest
+
+
+def test_much_output_is_told_once_for_every_32_bytes(port):
+    told = []
+    port.uart.on_busy = lambda: told.append(len(port.sink.data))
+    for _ in range(100):
+        port.write(THR, 1)
+    assert told == [31, 63, 95]
+
+
+def test_looped_back_output_is_not_much_output(port):
+    port.uart.on_busy = pytest.fail
+    port.write(MCR, LOOP)
+    for _ in range(100):
+        port.write(THR, 1)
+
+
+def test_bytes_handed_over_at_once_are_output_and_raise_thre_once(port):
+    port.write(IER, THRI)
+    port.read(IIR)
+    before = len(port.irq.changes)
+    port.sink.after = object()
+    assert port.uart.transmit(b"hello") is port.sink.after
+    assert (port.sink.data, port.irq.changes[before:]) == (b"hello", [True])
+
+
+def test_last_of_the_bytes_handed_over_is_the_divisor_while_it_is_selected(port):
+    port.write(LCR, DLAB)
+    assert port.uart.transmit(b"ab") is None
+    assert (port.read(DLL), port.sink.data) == (ord("b"), b"")
+
+
+class Statuses:
+    """What LSR is said to show; ``known`` is it now."""
+
+    def __init__(self, uart):
+        self.known = None
+        self.calls = 0
+        uart.on_status = self
+        with uart.lock:
+            uart.tell_status()
+
+    def __call__(self, offset, value):
+        assert offset == LSR
+        assert value != self.known
+        self.known = value
+        self.calls += 1
+
+
+def test_status_is_known_while_nothing_was_received(port):
+    status = Statuses(port.uart)
+    port.listen()
+    assert status.known == IDLE
+    port.uart.receive(b"x")
+    assert status.known is None
+    port.read(RBR)
+    assert (status.known, status.calls) == (IDLE, 3)
+
+
+def test_status_is_unknown_before_the_interrupt_for_what_was_received(port):
+    status = Statuses(port.uart)
+    port.listen()
+    known = []
+    port.irq.set = lambda level: known.append((level, status.known))
+    port.uart.receive(b"x")
+    assert known == [(True, None)]
+
+
+def test_status_must_be_asked_for_while_input_waits_for_a_guest_that_polls(port):
+    status = Statuses(port.uart)
+    assert port.uart.receive(b"x") == 0
+    assert status.known is None
+    for _ in range(4):
+        port.read(LSR)
+    assert port.rooms == 1
+    assert port.uart.receive(b"x") == 1
+    port.read(RBR)
+    assert status.known == IDLE
+
+
+def test_status_is_unknown_in_loopback(port):
+    status = Statuses(port.uart)
+    port.write(MCR, LOOP)
+    assert status.known is None
+    port.write(MCR, 0)
+    assert status.known == IDLE
+
+
+_stores = st.tuples(st.just("store"), st.sampled_from([THR, IER, FCR, LCR, MCR, SCR]), st.integers(0, 255))
+_actions = st.one_of(
+    st.tuples(st.just("print"), st.binary(min_size=1, max_size=20)),
+    _stores,
+    st.tuples(st.just("load"), st.integers(0, 7)),
+    st.tuples(st.just("receive"), st.binary(min_size=1, max_size=20)),
+    st.just(("break",)),
+)
+
+
+@given(st.lists(_actions, max_size=40))
+def test_helped_port_looks_like_one_that_does_all_by_itself(actions):
+    """One driver's stores to THR are carried out at once, the other's before whatever happens next.
+
+    Loads of LSR are nothing that happens, while its value is known.
+    """
+    alone, helped = Driver(), Driver()
+    status = Statuses(helped.uart)
+    kept = b""
+    for kind, *arguments in actions:
+        if kind == "print":
+            for value in arguments[0]:
+                alone.write(THR, value)
+            kept += arguments[0]
+            continue
+        if kind == "load" and arguments == [LSR] and status.known is not None:
+            assert alone.read(LSR) == status.known
+            alone.uart._polls = helped.uart._polls  # polls are counted once somebody waits for them
+            continue
+        if kept:
+            helped.uart.transmit(kept)
+            kept = b""
+        results = [_act(driver, kind, *arguments) for driver in (alone, helped)]
+        assert results[0] == results[1]
+    if kept:
+        helped.uart.transmit(kept)
+    assert helped.sink.data == alone.sink.data
+    assert helped.uart.state() == alone.uart.state()
+    assert helped.irq.level == alone.irq.level
+
+
+def _act(driver, kind, *arguments):
+    if kind == "store":
+        return driver.write(*arguments)
+    if kind == "load":
+        return driver.read(*arguments)
+    return driver.uart.send_break() if kind == "break" else driver.uart.receive(*arguments)

@@ -16,6 +16,15 @@ def made(request):
         yield made
 
 
+@pytest.fixture(params=[OnMmio, OnPci], ids=["mmio", "pci"])
+def at_once(request):
+    """Queue 0 is for a driver that spins."""
+    device = Echo()
+    device.at_once = (0,)
+    with request.param(device) as made:
+        yield made
+
+
 @pytest.fixture
 def mmio():
     with OnMmio(Echo()) as made:
@@ -51,6 +60,27 @@ def test_doorbell_that_kvm_caught_works_the_queue(made):
     os.eventfd_write(made.doorbells[0].fd, 1)
     made.loop.run()
     assert made.drivers[0].collect() == [(token, 4, b"bell")]
+
+
+def test_queue_for_a_driver_that_spins_is_worked_before_the_store_is_over(at_once):
+    made = at_once
+    made.start()
+    assert [bell.address is None for bell in made.doorbells] == [True, False]
+    made.loop.run = lambda: None  # what the I/O thread would do does not happen
+    token = made.drivers[0].add_chain([b"now"], [3])
+    made.kick()
+    assert made.drivers[0].collect() == [(token, 3, b"now")]
+    assert made.interrupted()
+
+
+def test_broken_ring_of_a_driver_that_spins_is_reported(at_once):
+    made = at_once
+    made.start()
+    made.drivers[0].add_raw([(0, 16, 0)])  # not memory
+    made.kick()
+    assert made.core.broken
+    made.kick()
+    made.start()
 
 
 def test_reset_is_over_when_the_store_is(made):

@@ -76,7 +76,7 @@ class SerialShortcut:
             bytes(LAST + 1) if self._refused else ring_page(self._address)
         )
         self._ring: CoalescedRing | None = None
-        self._zone = False
+        self._zone = self._asked = False
         self._stored = self._seen = self._idle = 0
         uart.on_busy = partial(loop.call_soon, self._begin)
         uart.on_status = self._status
@@ -133,7 +133,7 @@ class SerialShortcut:
                 self._seen = stored
                 self._idle = 0
             elif self._waiting():
-                self._post(self.settle)
+                self._ask()
             else:
                 self._idle += 1
                 if self._idle == _IDLE_TICKS:
@@ -144,6 +144,16 @@ class SerialShortcut:
     def _waiting(self) -> bool:
         return self.page[FIRST] != self.page[LAST]
 
+    def _ask(self) -> None:
+        """Have a vCPU come out and settle; once, as its thread may wait long for the console's reader."""
+        if not self._asked:
+            self._asked = True
+            self._post(self._settle_asked)
+
+    def _settle_asked(self) -> None:
+        self._asked = False
+        self.settle()
+
     def _end_zone(self) -> None:
         """Take the zone back. What was stored until then is carried out."""
         self._zone = False
@@ -152,7 +162,7 @@ class SerialShortcut:
         except KvmError:
             pass  # KVM declared the machine dead
         if self._waiting():
-            self._post(self.settle)
+            self._ask()
 
     def close(self) -> None:
         """Let every store exit from now on. Idempotent."""

@@ -165,7 +165,10 @@ class VcpuThread:
         """The loop ended with an exception: the guest's fault, if KVM gave up on its instruction, or ours."""
         number = error.errno if isinstance(error, KvmError) and error.ioctl == "KVM_RUN" else None
         if number is not None:
-            self.settle()  # no handler will
+            try:
+                self.settle()  # no handler will
+            except KvmError:
+                pass  # KVM declared the machine dead, and takes no interrupt any more
         if number in _RUN_ERRORS:
             why = _RUN_ERRORS[number]
             self._on_end(
@@ -193,6 +196,7 @@ class VcpuThread:
             else:
                 exits[reason] += 1
                 handler()
+        self.settle()  # a load of the line status may have been the last exit
 
     def _on_mmio(self) -> None:
         address, length, is_write, value = self.vcpu.mmio()

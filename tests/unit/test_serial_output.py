@@ -4,8 +4,8 @@
 import threading
 
 import pytest
-from fakes.guests import DBCN, LSR, idle, prints, prints_much
-from fakes.kernel import call, fail_entry, failure, mmio_read, mmio_write, reset, sbi, shutdown
+from fakes.guests import DBCN, IER, LSR, idle, prints, prints_much
+from fakes.kernel import call, fail, fail_entry, failure, mmio_read, mmio_write, reset, sbi, shutdown
 from fakes.threads import happens, in_time, read
 
 from pyvmm import layout, outcome
@@ -58,6 +58,30 @@ def test_nothing_is_missing_at_the_end(run, end, reason):
     it = run([*prints_much(b"last words\n"), end])
     assert it().reason == reason
     assert it.output == DOTS + b"last words\n"
+
+
+def test_nothing_is_missing_when_the_end_finds_the_guest_looking_at_the_line_status(run):
+    it = run()
+    end = call(lambda vcpu: it.machine.prepare().threads[0].request_stop())
+    it.kernel.scripts = {0: [*prints_much(b"last words\n"), end, mmio_read(LSR, 1)]}
+    it.start()
+    assert read_all(it, 43) == DOTS + b"last words\n"
+    it.machine.end(QUIT)
+    it()
+
+
+def test_machine_that_dies_while_stores_wait_ends_the_run(run):
+    """KVM answers every ioctl on it with EIO then, also that of the interrupt which follows a store."""
+    it = run()
+
+    def die(vcpu):
+        vcpu.vm.ioctls[uapi.KVM_IRQ_LINE] = lambda argument: fail(5)
+
+    enable = mmio_write(IER, 1, 2)
+    it.kernel.scripts = {
+        0: [*prints_much(), enable, mmio_read(UART + 2, 1), *prints(b"x"), call(die), failure(5)]
+    }
+    assert it().reason == outcome.HUNG
 
 
 def test_panic_is_noticed_without_an_exit(run):

@@ -48,8 +48,8 @@ _IDLE_TICKS = 10
 class SerialShortcut:
     """For the port ``uart`` at ``base``. ``post`` runs a task on a vCPU's thread, outside of the guest.
 
-    Everything but ``settle`` may be called from any thread, and runs on the loop's. Lock order: this one's
-    own lock is a leaf but for the loop's; the ring's comes before the device's.
+    The zone is looked after on the loop's thread. Lock order: this one's own lock is a leaf but for the
+    loop's; the ring's comes before the device's.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class SerialShortcut:
             bytes(LAST + 1) if self._refused else ring_page(self._address)
         )
         self._ring: CoalescedRing | None = None
-        self._zone = False
+        self._zone = self._asked = False
         self._stored = self._seen = self._idle = 0
         uart.on_busy = partial(loop.call_soon, self._begin)
         uart.on_status = self._status
@@ -133,7 +133,7 @@ class SerialShortcut:
                 self._seen = stored
                 self._idle = 0
             elif self._waiting():
-                self._post(self.settle)
+                self._ask_for_exit()
             else:
                 self._idle += 1
                 if self._idle == _IDLE_TICKS:
@@ -144,6 +144,16 @@ class SerialShortcut:
     def _waiting(self) -> bool:
         return self.page[FIRST] != self.page[LAST]
 
+    def _ask_for_exit(self) -> None:
+        """Have the stores carried out. Once is enough for a vCPU that waits for room, or for the host."""
+        if not self._asked:
+            self._asked = True
+            self._post(self._asked_for)
+
+    def _asked_for(self) -> None:
+        self._asked = False
+        self.settle()
+
     def _end_zone(self) -> None:
         """Take the zone back. What was stored until then is carried out."""
         self._zone = False
@@ -152,10 +162,10 @@ class SerialShortcut:
         except KvmError:
             pass  # KVM declared the machine dead
         if self._waiting():
-            self._post(self.settle)
+            self._ask_for_exit()
 
     def close(self) -> None:
-        """Let every store exit from now on. Idempotent."""
+        """Let every store exit from now on. Idempotent; any thread."""
         with self._lock:
             self._refused = True
             if self._zone:

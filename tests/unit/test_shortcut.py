@@ -114,6 +114,17 @@ def test_vcpu_is_asked_to_come_out_for_stores_that_no_exit_brings(port):
     assert port.sink.data == b"text"
 
 
+def test_vcpu_that_is_busy_is_asked_once(port):
+    port.store(b"text")
+    port.loop.advance(100 * TICK)
+    assert len(port.posted) == 1
+    port.kick()
+    port.store(b"more")
+    port.loop.advance(2 * TICK)
+    port.kick()
+    assert port.sink.data == b"textmore"
+
+
 def test_vcpu_that_comes_out_by_itself_is_left_alone(port):
     for _ in range(50):
         port.store(b"a")

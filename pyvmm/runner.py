@@ -199,10 +199,9 @@ class VcpuThread:
         self.settle()  # a load of the line status may have been the last exit
 
     def _on_mmio(self) -> None:
-        address, length, is_write, value = self.vcpu.mmio()
-        if length == 1 and not is_write and (answer := self._answers.get(address)) is not None:
-            self.vcpu.answer_mmio(1, answer)
+        if self._answers and self.vcpu.answer_known(self._answers):
             return
+        address, length, is_write, value = self.vcpu.mmio()
         if self._stores[LAST] != self._stores[FIRST]:
             self.settle()
         if is_write:

@@ -48,8 +48,8 @@ _IDLE_TICKS = 10
 class SerialShortcut:
     """For the port ``uart`` at ``base``. ``post`` runs a task on a vCPU's thread, outside of the guest.
 
-    Everything but ``settle`` may be called from any thread, and runs on the loop's. Lock order: this one's
-    own lock is a leaf but for the loop's; the ring's comes before the device's.
+    The zone is looked after on the loop's thread. Lock order: this one's own lock is a leaf but for the
+    loop's; the ring's comes before the device's.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class SerialShortcut:
             self._ask()
 
     def close(self) -> None:
-        """Let every store exit from now on. Idempotent."""
+        """Let every store exit from now on. Idempotent; any thread."""
         with self._lock:
             self._refused = True
             if self._zone:

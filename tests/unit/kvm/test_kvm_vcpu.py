@@ -60,6 +60,33 @@ def test_mmio_answer_that_is_negative_is_its_low_bytes(vcpu):
     assert behind(cpu).answers == [2**64 - 1]
 
 
+@pytest.mark.parametrize("address", [0x1000_0005, 0x12_1000_0005])
+def test_load_of_a_known_byte_is_answered(vcpu, address):
+    cpu = vcpu(fake.mmio_read(address, 1))
+    cpu.run()
+    assert cpu.answer_known({address: 0x60})
+    cpu.run()
+    assert behind(cpu).answers == [0x60]
+
+
+@pytest.mark.parametrize(
+    "access",
+    [
+        fake.mmio_read(0x1000_0004, 1),
+        fake.mmio_read(0x12_1000_0005, 1),
+        fake.mmio_read(0x1000_0005, 2),
+        fake.mmio_read(0x1000_0005, 4),
+        fake.mmio_write(0x1000_0005, 1, 0),
+    ],
+)
+def test_any_other_access_is_left_to_the_device(vcpu, access):
+    cpu = vcpu(access)
+    cpu.run()
+    before = cpu.mmio()
+    assert not cpu.answer_known({0x1000_0005: 0x60})
+    assert cpu.mmio() == before
+
+
 def test_sbi_call_shows_registers_and_takes_a_signed_answer(vcpu):
     cpu = vcpu(fake.sbi(0x4442434E, 2, 0x41, 7))
     assert cpu.run() == uapi.KVM_EXIT_RISCV_SBI

@@ -77,6 +77,7 @@ class _Run:
         self._process: Process | None = None
         self._interrupted = False
         self._killed = False
+        self._unwritten: Outcome | None = None  # how the run ends when output cannot be passed on
         self._over = threading.Event()
 
     def main(self, reach: Reach, command: list[str], *, new_root: bool) -> int:
@@ -137,6 +138,8 @@ class _Run:
         start_thread(lambda: _pass_in(process), "stdin")
         status = process.wait()
         if (end := self._pass_on(outputs)) is not None:
+            if end.error is not None:
+                raise end.error
             if end.reason != outcome.OUTPUT_CLOSED:  # that as quietly as any program that nobody listens to
                 say(end.message)
             return end.exit_code
@@ -154,10 +157,7 @@ class _Run:
         for thread in outputs:
             while thread.is_alive() and not self._killed:
                 thread.join(_GLANCE)
-        if not self._killed and not self._over.is_set():
-            return None
-        end = self._machine.wait()
-        return end if self._killed or end.reason == outcome.OUTPUT_CLOSED else None
+        return self._machine.wait() if self._killed else self._unwritten
 
     def _pass_out(self, process: Process, output: int, fd: int) -> None:
         try:
@@ -170,6 +170,7 @@ class _Run:
                 end = Outcome(outcome.OUTPUT_CLOSED, "whoever read the command's output has gone")
             else:
                 end = Outcome(outcome.FAILED, str(error), error=error)
+            self._unwritten = end
             self._machine.end(end)
 
     def _report(self, error: GuestGone) -> int:

@@ -2,6 +2,7 @@
 """``pyvmm exec`` on this host: how a guest's end before the command's is told, and the command's streams."""
 
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -288,6 +289,40 @@ def test_signal_ends_it_though_nobody_reads_what_a_command_left(stubs, capfd):
         while len(machine.ends) < 2:  # the thread that was stuck has noticed
             os.sched_yield()
     assert capfd.readouterr().err == "pyvmm: ended by SIGTERM\n"
+    os.close(stdin)
+
+
+def leave_output_before_the_end_is_told(machine, agent, run):
+    """The command has ended well when passing its output on fails; that this ends the guest is told later."""
+    machine.listener = lambda event: None
+    leave_output(agent, 240_000)
+    while run._process is None or run._process.status is None:
+        os.sched_yield()
+
+
+def test_reader_of_the_output_that_goes_away_ends_it_quietly(stubs, capfd):
+    machine, agent, run, running, stdin = stubs
+    with stuck_output() as reader:
+        leave_output_before_the_end_is_told(machine, agent, run)
+        os.close(reader)
+        assert running.result() == 141
+    assert capfd.readouterr().err == ""
+    os.close(stdin)
+
+
+def test_output_that_cannot_be_written_is_a_failure_whatever_the_status(stubs, monkeypatch):
+    machine, agent, run, running, stdin = stubs
+    written = threading.Event()
+
+    def write_all(fd, data):
+        happens(written)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(executing.streams, "write_all", write_all)
+    leave_output_before_the_end_is_told(machine, agent, run)
+    written.set()
+    with pytest.raises(OSError, match="No space left"):
+        running.result()
     os.close(stdin)
 
 

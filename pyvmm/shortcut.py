@@ -11,6 +11,10 @@ guest that prints and then makes no exits there is a timer, which has a vCPU kic
 driver that looks at any other register sees all its stores done. The timer exists only while the zone does,
 and the zone goes when nothing was stored for a while: an idle guest is left alone.
 
+Interrupts: a terminal hands the driver a few bytes at a time, for each of which it would switch the THRE
+interrupt on, be interrupted at once, send them, and switch it off. A real port has bytes to send until then.
+So while there is much output, the interrupt comes ``PACE`` seconds after it was switched on.
+
 Loads: what LSR shows while there is nothing to receive is known beforehand (``answers``), whatever is in the
 ring. It is answered without asking the device.
 
@@ -41,6 +45,8 @@ if TYPE_CHECKING:
 
 #: Seconds between looks for stores that no exit has brought.
 TICK = 0.02
+#: Seconds from a driver's wish to send to the interrupt that lets it.
+PACE = 0.002
 # So many looks without a new store end it.
 _IDLE_TICKS = 10
 
@@ -114,6 +120,7 @@ class SerialShortcut:
                 return
             self._zone = True
             self._idle = 0
+            self._uart.on_send = self._pace
         self._loop.call_later(TICK, self._look)
 
     def _open_ring(self) -> CoalescedRing:
@@ -122,6 +129,10 @@ class SerialShortcut:
 
         ring = Ring()
         return CoalescedRing(self._address, ring.load_acquire32, ring.store_release32)
+
+    def _pace(self) -> None:
+        """With the device's lock held."""
+        self._loop.call_later(PACE, self._uart.ready)
 
     def _look(self) -> None:
         """Once a tick: see to stores that have been in the ring for a tick, and to the end of the zone."""
@@ -157,6 +168,7 @@ class SerialShortcut:
     def _end_zone(self) -> None:
         """Take the zone back. What was stored until then is carried out."""
         self._zone = False
+        self._uart.on_send = None
         try:
             self._vm.unregister_coalesced_mmio(self._base, 1)
         except KvmError:

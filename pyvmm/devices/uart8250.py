@@ -68,7 +68,8 @@ class Uart8250(RegisterDevice):
     ``on_room`` is called, with the lock held, when input that was refused fits again. It must only schedule:
     calling back from within would deadlock. The same goes for ``on_busy``, and for ``on_status(offset,
     value)``: a load of a byte at ``offset`` yields ``value`` from now on and changes nothing, until it is
-    called with None. Lock order: this one, then the interrupt controller's and the sink's.
+    called with None; and for ``on_send``: a driver has begun to send, and is interrupted only once somebody
+    calls ``ready``, so that it has more to send then. Lock order: this one, then the interrupt controller's and the sink's.
     """
 
     NAME = "uart"
@@ -152,11 +153,13 @@ class Uart8250(RegisterDevice):
         self.on_room = on_room
         self.on_busy: Callable[[], None] | None = None
         self.on_status: Callable[[int, int | None], None] | None = None
+        self.on_send: Callable[[], None] | None = None
         self._irq = irq
         self._sink = sink
         self._refused = False
         self._stored = 0
         self._idle: bool | None = None  # what on_status was told; None: nothing yet
+        self._put_off = False  # the THRE interrupt, until ``ready``
         self.reset()
 
     def reset(self) -> None:
@@ -218,6 +221,12 @@ class Uart8250(RegisterDevice):
                 return None
             return self._send(data)
 
+    def ready(self) -> None:
+        """The transmitter is ready for a driver that had to wait (``on_send``). Callable from any thread."""
+        with self.lock:
+            self._put_off = False
+            self._update()
+
     def tell_status(self) -> None:
         """Tell ``on_status`` whether LSR is known: with nothing to receive it is. Call with the lock held.
 
@@ -249,7 +258,7 @@ class Uart8250(RegisterDevice):
             return _IIR_LINE_STATUS
         if ier & _IER_RDI and self._rx:
             return _IIR_RX if len(self._rx) >= self._trigger() else _IIR_RX_TIMEOUT
-        if ier & _IER_THRI and self._thre:
+        if ier & _IER_THRI and self._thre and not self._put_off:
             return _IIR_THRE
         if ier & _IER_MSI and self._deltas:
             return _IIR_MODEM
@@ -327,6 +336,9 @@ class Uart8250(RegisterDevice):
         self._polls = 0
         if value & ~self.IER & _IER_THRI:
             self._thre = True
+            if self.on_send is not None and not self._put_off:
+                self._put_off = True
+                self.on_send()
         self.IER = value
         self._update()
         self._ask_again()

@@ -11,9 +11,10 @@ from pyvmm.devices.uart8250 import Uart8250
 from pyvmm.kvm import uapi
 from pyvmm.kvm.coalesced import CAPACITY
 from pyvmm.kvm.system import Kvm
-from pyvmm.shortcut import TICK, SerialShortcut
+from pyvmm.shortcut import PACE, TICK, SerialShortcut
 
 THR = layout.UART_BASE
+IER, IIR, THRI, NOTHING, THRE = 1, 2, 2, 1, 2
 LCR, MCR, LSR = THR + 3, THR + 4, THR + 5
 ZONE = [(THR, 1)]
 MUCH = 32
@@ -29,7 +30,8 @@ class Port:
         self.opened = [kvm, vm, vcpu]
         self.kernel, self.vm = kvm.kernel, kvm.kernel.vm
         self.sink = RecordingSink()
-        self.uart = Uart8250(RecordingLine(), self.sink)
+        self.line = RecordingLine()
+        self.uart = Uart8250(self.line, self.sink)
         self.loop = FakeLoop()
         self.posted = []
         self.shortcut = SerialShortcut(self.uart, THR, vm, vcpu, self.loop, self.posted.append)
@@ -203,6 +205,43 @@ def test_looped_back_stores_are_received(port):
     port.shortcut.settle()
     assert bytes(port.uart.read(0, 1) for _ in range(3)) == b"abc"
     assert port.sink.data == b""
+
+
+def cause(port):
+    with port.uart.lock:
+        return port.uart.read(IIR, 1) & 15
+
+
+def enable(port, interrupts):
+    with port.uart.lock:
+        port.uart.write(IER, 1, interrupts)
+
+
+def test_driver_that_begins_to_send_is_interrupted_when_it_has_had_time_for_more(port):
+    enable(port, THRI)
+    assert (port.line.level, cause(port)) == (False, NOTHING)
+    enable(port, 0)
+    enable(port, THRI)  # it does not have to wait anew
+    port.loop.advance(PACE)
+    assert (port.line.level, cause(port)) == (True, THRE)
+    port.store(b"all that there is")
+    port.shortcut.settle()
+    assert (port.line.level, cause(port)) == (True, THRE)
+
+
+def test_driver_is_interrupted_at_once_without_much_output(make_port):
+    port = make_port()
+    enable(port, THRI)
+    assert cause(port) == THRE
+    enable(port, 0)
+    port.print_much()
+    enable(port, THRI)
+    port.shortcut.close()
+    port.loop.advance(PACE)
+    assert cause(port) == THRE  # also of a wait that began before
+    enable(port, 0)
+    enable(port, THRI)
+    assert cause(port) == THRE
 
 
 def test_line_status_is_answered_while_it_is_known(port):

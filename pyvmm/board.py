@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from pyvmm import configfiles, exittrace, handover, harts, irqchip, layout, outcome, peripherals
+from pyvmm import exittrace, handover, harts, irqchip, layout, outcome, peripherals
 from pyvmm.attempts import attempt_all
 from pyvmm.backplane import Backplane, Slots
 from pyvmm.devices.powerbutton import PowerButton
@@ -109,7 +109,6 @@ class Board:
             agent=config.agent,
         )
         with boot:
-            configfiles.check(config)
             kvm = Kvm(config.dev, self._kernel)
             self._closers.append(kvm.close)
             backing = _BACKINGS.get(config.mem_backend) or config.mem_backend.partition(":")[2]

@@ -15,7 +15,7 @@ from __future__ import annotations
 from functools import partial
 from queue import Empty, SimpleQueue
 
-from pyvmm import outcome
+from pyvmm import configfiles, outcome
 from pyvmm.attempts import attempt_all
 from pyvmm.board import Board
 from pyvmm.console.input import ConsoleInput
@@ -121,6 +121,7 @@ class Machine(Steering):
         Raises ConfigError, HostError, KvmError or KvmUnavailable.
         """
         if self._board is None:
+            configfiles.check(self.config)
             self._board = self._make_board()
             # Last, so that a machine that cannot be built does not empty the log of one that could.
             self._output.open_log()

@@ -64,7 +64,7 @@ MAY_IMPORT = {
         "peripherals",
     },
     "board": {
-        "attempts", "backplane", "config", "configfiles", "console", "devices", "devicetree", "doorbells",
+        "attempts", "backplane", "config", "console", "devices", "devicetree", "doorbells",
         "errors", "eventloop", "exittrace", "handover", "harts", "irqchip", "kvm", "layout", "loader",
         "memory", "messages", "mmio", "outcome", "peripherals", "ring", "runner", "sbi", "shortcut",
         "suspend", "trace",
@@ -83,7 +83,8 @@ MAY_IMPORT = {
         "pausing", "threads", "workers",
     },
     "machine": {
-        "attempts", "board", "config", "console", "errors", "kvm", "outcome", "steering", "trace",
+        "attempts", "board", "config", "configfiles", "console", "errors", "kvm", "outcome", "steering",
+        "trace",
     },
     "control": {"errors", "eventloop", "machine", "nearest", "outcome", "threads", "unixlistener"},
     "lab": {"cpio", "errors"},

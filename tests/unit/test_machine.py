@@ -4,6 +4,7 @@
 import errno
 import gzip
 import os
+import shutil
 import socket
 import threading
 from pathlib import Path
@@ -424,6 +425,19 @@ def test_reboot_that_fails_ends_the_run_with_the_reason(run, image):
     assert (end.reason, end.exit_code) == (outcome.FAILED, 125)
     assert isinstance(end.error, ConfigError)
     assert "does not exist" in end.message
+
+
+def test_reboot_needs_no_file_that_was_opened_before(run, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    it = run(log=f"{folder}/log")
+
+    def remove(vcpu):
+        shutil.rmtree(folder)
+        it.kernel.scripts = {0: [shutdown()]}
+
+    it.kernel.scripts = {0: [call(remove), reset()]}
+    assert it().reason == outcome.POWEROFF
 
 
 # A reader that takes nothing

@@ -55,6 +55,8 @@ class _Ended(BaseException):
 
 
 def _end(number: int, _frame: object) -> None:
+    for other in _ENDING_SIGNALS:  # a terminal that closes sends two, and undoing takes a moment
+        signal.signal(other, signal.SIG_IGN)
     raise _Ended(number)
 
 

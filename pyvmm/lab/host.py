@@ -144,8 +144,8 @@ class Lab:
         undo: list[tuple[str, list[str]]] = []
         try:
             for local, remote in pairs:
-                self.forward(local, remote)
                 undo.append((local, self.cancel_command(local, remote)))
+                self.forward(local, remote)
             yield
         finally:
             for local, command in undo:

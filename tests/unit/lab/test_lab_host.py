@@ -18,3 +18,15 @@ def test_guests_in_the_lab_have_their_sockets_there_whatever_the_machine_says(la
     command = lab._command(["true"], "/", None, ())
     assert "export PYVMM_RUN_DIR=/run/pyvmm;" in command
     assert "export PYVMM_OTHER='passed on';" in command
+
+
+def test_forwarding_that_is_interrupted_while_it_begins_is_undone(lab, monkeypatch, tmp_path):
+    def forward(local, remote):
+        if local == "b":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(lab, "forward", forward)
+    monkeypatch.setattr(lab, "cancel_command", lambda local, remote: ["touch", str(tmp_path / local)])
+    with pytest.raises(KeyboardInterrupt), lab.forwarding([("a", "x"), ("b", "x"), ("c", "x")]):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]

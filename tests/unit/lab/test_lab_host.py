@@ -21,12 +21,15 @@ def test_guests_in_the_lab_have_their_sockets_there_whatever_the_machine_says(la
 
 
 def test_forwarding_that_is_interrupted_while_it_begins_is_undone(lab, monkeypatch, tmp_path):
+    undone = tmp_path / "undone"
+    undone.mkdir()
+
     def forward(local, remote):
         if local == "b":
             raise KeyboardInterrupt
 
     monkeypatch.setattr(lab, "forward", forward)
-    monkeypatch.setattr(lab, "cancel_command", lambda local, remote: ["touch", str(tmp_path / local)])
+    monkeypatch.setattr(lab, "cancel_command", lambda local, remote: ["touch", str(undone / local)])
     with pytest.raises(KeyboardInterrupt), lab.forwarding([("a", "x"), ("b", "x"), ("c", "x")]):
         pass
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+    assert sorted(path.name for path in undone.iterdir()) == ["a", "b"]

@@ -13,7 +13,8 @@ and the zone goes when nothing was stored for a while: an idle guest is left alo
 
 Interrupts: a terminal hands the driver a few bytes at a time, for each of which it would switch the THRE
 interrupt on, be interrupted at once, send them, and switch it off. A real port has bytes to send until then.
-So while there is much output, the interrupt comes ``PACE`` seconds after it was switched on.
+So while there is much output, the interrupt comes ``PACE`` seconds after it was switched on, but at once to a
+driver that tests whether it comes.
 
 Loads: what LSR shows while there is nothing to receive is known beforehand (``answers``), whatever is in the
 ring. It is answered without asking the device.

@@ -69,7 +69,9 @@ class Uart8250(RegisterDevice):
     calling back from within would deadlock. The same goes for ``on_busy``, and for ``on_status(offset,
     value)``: a load of a byte at ``offset`` yields ``value`` from now on and changes nothing, until it is
     called with None; and for ``on_send``: a driver has begun to send, and is interrupted only once somebody
-    calls ``ready``, so that it has more to send then. Lock order: this one, then the interrupt controller's and the sink's.
+    calls ``ready``, so that it has more to send then.
+
+    Lock order: this one, then the interrupt controller's and the sink's.
     """
 
     NAME = "uart"
@@ -336,7 +338,9 @@ class Uart8250(RegisterDevice):
         self._polls = 0
         if value & ~self.IER & _IER_THRI:
             self._thre = True
-            if self.on_send is not None and not self._put_off:
+            if not value & _IER_RDI:  # a driver that tests the port, and is not to find it broken
+                self._put_off = False
+            elif self.on_send is not None and not self._put_off:
                 self._put_off = True
                 self.on_send()
         self.IER = value

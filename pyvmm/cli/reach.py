@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from pyvmm.errors import ConfigError
 
 _KINDS = dict(NOUNS.values())
 _OWN_DEVICES = "--device"
+_numbers = itertools.count()  # of sockets, for all guests of this process
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
@@ -62,7 +64,7 @@ class Reach:
         path = request.settings.text("unix") if request.kind == "console" else None
         if path is None:
             return word
-        there = f"/run/lab/port-{os.getpid()}-{len(self.pairs)}.sock"
+        there = f"/run/lab/port-{os.getpid()}-{next(_numbers)}.sock"
         self.pairs.append((os.path.abspath(path), there))
         return word.replace(f"unix={path}", f"unix={there}")
 

@@ -45,6 +45,11 @@ def test_sockets_of_ports_have_names_of_their_own_in_the_lab(folder):
     ]
 
 
+def test_sockets_of_several_guests_of_one_program_have_different_names_in_the_lab(folder):
+    there = {Reach([f"--port=a,unix={name}.sock"]).pairs[0][1] for name in ("one", "two")}
+    assert len(there) == 2
+
+
 def test_words_of_the_guests_own_command_are_left_alone(folder):
     words = ["exec", "--port=log,file=log", "--", "prog", "--port=a,unix=a.sock"]
     assert Reach(words).words == words

@@ -4,9 +4,10 @@
 Everything a device does on behalf of the driver goes through its session, so that a reset ends all of it:
 callbacks that come late are dropped, and host I/O in flight is waited for before the reset is over.
 
-A device's code runs in two places: register handlers on a vCPU's thread, and everything else on the loop's
-thread, through ``Session.run``. That takes the device's lock, looks whether the session is still alive, turns
-a broken ring into DEVICE_NEEDS_RESET, and sends the interrupts that completed chains call for.
+A device's code runs in two places: register handlers on a vCPU's thread, and with them queues that are worked
+at once (``VirtioDevice.at_once``); everything else on the loop's thread, through ``Session.run``. That takes
+the device's lock, looks whether the session is still alive, turns a broken ring into DEVICE_NEEDS_RESET, and
+sends the interrupts that completed chains call for.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ class ActiveQueue:
     ``kick_fd`` is the eventfd the driver's notifications arrive on.
     """
 
-    __slots__ = ("_chains", "_session", "index", "kick_fd", "offloaded", "ring", "setup", "size")
+    __slots__ = ("_chains", "_session", "has_turn", "index", "kick_fd", "offloaded", "ring", "setup", "size")
 
     def __init__(self, session: Session, index: int, kick_fd: int) -> None:
         self._session = session
@@ -65,6 +65,8 @@ class ActiveQueue:
         self.setup: QueueSetup | None = None
         #: A kernel half works this queue; pyvmm does not look at it.
         self.offloaded = False
+        #: A kick of our own is on its way.
+        self.has_turn = False
 
     @property
     def in_flight(self) -> int:
@@ -216,8 +218,10 @@ class Session:
         self._services.workers.submit(partial(self._work, mark, job, done))
 
     def kick(self, queue: ActiveQueue) -> None:
-        """Act as if the driver had kicked ``queue``, after everybody else's turn."""
-        self.post(partial(self._kicked, queue))
+        """Act once as if the driver had kicked ``queue``, after everybody else's turn."""
+        if not queue.has_turn:
+            queue.has_turn = True
+            self.post(partial(self._kicked, queue))
 
     def fail(self, reason: str) -> None:
         """The driver broke the rules: nothing more is done for it until it resets the device."""
@@ -295,6 +299,7 @@ class Session:
         self.on_kick(queue)
 
     def _kicked(self, queue: ActiveQueue) -> None:
+        queue.has_turn = False
         self.on_kick(queue)
 
     def _work(self, mark: object, job: Callable[[], T], done: Callable[[T], None]) -> None:

@@ -225,6 +225,27 @@ def test_notification_that_caused_an_exit_works_the_queue_too(rig):
     assert rig.drivers[0].collect() == [(token, 4, b"exit")]
 
 
+def test_queue_that_is_never_empty_waits_for_one_turn_however_often_the_driver_notifies(rig):
+    """Each turn would ask for the next, and each notification would add one more for ever."""
+
+    class Endless(Echo):
+        turns = 0
+
+        def on_kick(self, queue):
+            self.turns += 1
+            self.session.kick(queue)
+
+    with Rig(Endless()) as other:
+        other.start()
+        other.device.at_once = (0,)
+        for _ in range(3):
+            with other.core.lock:
+                other.core.notify(0)
+        for _ in range(3):
+            other.loop.run_once()
+        assert (other.device.turns, len(other.loop.calls)) == (6, 1)
+
+
 def test_configuration_change_counts_and_interrupts_a_running_driver(rig):
     rig.device.config_changed()
     assert (rig.core.generation, rig.interrupts.config) == (1, 0)

@@ -121,7 +121,7 @@ class TestOpen:
 
 
 class TestMistakes:
-    @pytest.mark.parametrize("name", ["a b", "a/b", "x" * 16, "tap%d", "ä", "a:1"])
+    @pytest.mark.parametrize("name", ["a b", "a/b", "x" * 16, "tap%d", "ä", "a:1", "a\x1b"])
     def test_impossible_name_is_refused(self, name):
         with pytest.raises(ConfigError, match="tap takes the name of a network interface, of up to 15"):
             parse("--network", f"tap={name}", netends.SETTINGS)

@@ -58,7 +58,8 @@ def _parse_mac(value: str) -> str:
 
 
 def _parse_interface(value: str) -> str:
-    if not 0 < len(value) <= _NAME_LIMIT or not value.isascii() or set(value) & set(" /:%"):
+    plain = value.isascii() and value.isprintable() and not set(value) & set(" /:%")
+    if not 0 < len(value) <= _NAME_LIMIT or not plain:
         raise ValueError(f"the name of a network interface, of up to {_NAME_LIMIT} characters")
     return value
 

@@ -36,7 +36,7 @@ def shell(word):
     return pyvmm.MachineConfig(
         kernel=str(guests.kernel()),
         initrd=str(guests.initrd()),
-        mem="192M",
+        mem="256M",
         params=f"quiet word={word}",
         on_reboot="exit",
         timeout=4 * PATIENCE,

@@ -6,7 +6,7 @@ import sys
 
 import pexpect
 
-PATIENCE = 90  # seconds; a busy emulated host is slow, and only a failing test waits this long
+PATIENCE = 300  # seconds; a busy emulated host is slow, and only a failing test waits this long
 PYVMM = [sys.executable, "-m", "pyvmm", "run", "--host=local"]
 
 

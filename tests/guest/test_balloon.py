@@ -106,7 +106,10 @@ def balloon_guest(real_kvm):
         os.close(fd)
 
 
-@pytest.mark.parametrize(("transport", "chip"), [("pci", "auto"), ("pci", "plic"), ("mmio", "auto")])
+@pytest.mark.parametrize(
+    ("transport", "chip"),
+    [("pci", "auto"), pytest.param("pci", "plic", marks=pytest.mark.long), ("mmio", "auto")],
+)
 def test_memory_falls_and_rises_by_what_is_asked(balloon_guest, transport, chip):
     guest = balloon_guest(transport=transport, irqchip=chip)
     balloon = guest.balloon
@@ -134,6 +137,7 @@ def test_first_target_is_met_when_the_driver_comes(balloon_guest):
     guest.wait_until(lambda: guest.balloon.actual == 128 * MIB)
 
 
+@pytest.mark.long
 def test_free_pages_are_reported_and_go_back_to_the_host(balloon_guest):
     guest = balloon_guest()
     guest.run("modprobe virtio_balloon")
@@ -145,6 +149,7 @@ def test_free_pages_are_reported_and_go_back_to_the_host(balloon_guest):
     assert guest.run("md5sum </mnt/fill") == kept
 
 
+@pytest.mark.long
 def test_statistics_are_the_guests_own(balloon_guest):
     guest = balloon_guest()
     guest.run("modprobe virtio_balloon")
@@ -163,6 +168,7 @@ def test_statistics_are_the_guests_own(balloon_guest):
     assert abs(second["free"] - guest.free("MemFree")) < 16 * MIB
 
 
+@pytest.mark.long
 def test_guest_out_of_memory_takes_the_balloon_back_when_it_may(balloon_guest):
     guest = balloon_guest("320M,deflate-on-oom")
     guest.run("modprobe virtio_balloon")

@@ -95,7 +95,7 @@ def test_256_mib_are_copied_by_several_jobs_and_are_equal(disk_guest, image, tra
     assert same(source, target)
 
 
-@pytest.mark.parametrize("direct", ["", ",direct"])
+@pytest.mark.parametrize("direct", ["", pytest.param(",direct", marks=pytest.mark.long)])
 def test_file_system_is_made_filled_and_clean(disk_guest, image, direct, tmp_path):
     disk = image("disk.img", 64 * MIB)
     guest = disk_guest(f"{disk}{direct}")
@@ -119,6 +119,7 @@ def test_guest_sees_serial_size_queues_and_cache(disk_guest, image):
     off(guest)
 
 
+@pytest.mark.long
 def test_discarded_space_goes_back_to_the_host(disk_guest, image):
     disk = image("disk.img", 32 * MIB, seed=2)
     assert os.stat(disk).st_blocks * 512 >= 32 * MIB
@@ -129,6 +130,7 @@ def test_discarded_space_goes_back_to_the_host(disk_guest, image):
     assert os.stat(disk).st_size == 32 * MIB
 
 
+@pytest.mark.long
 def test_read_only_disk_cannot_be_written_and_is_shared(disk_guest, image, tmp_path):
     disk = image("disk.img", 4 * MIB, seed=3)
     before = disk.read_bytes()
@@ -161,6 +163,7 @@ def test_broken_host_disk_is_an_io_error_in_the_guest_and_nothing_else(
     off(guest)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("direct", ["", ",direct"])
 def test_block_device_is_a_disk(disk_guest, image, loop_device, direct):
     disk = image("disk.img", 16 * MIB, seed=4)
@@ -189,6 +192,7 @@ def refusal(path, **options):
     return str(error.value)
 
 
+@pytest.mark.long
 def test_mounted_device_is_refused(image, loop_device, tmp_path):
     disk = image("disk.img", 16 * MIB)
     subprocess.run(["mkfs.ext4", "-q", disk], check=True)
@@ -201,6 +205,7 @@ def test_mounted_device_is_refused(image, loop_device, tmp_path):
     assert "in use on this host, mounted" in said
 
 
+@pytest.mark.long
 def test_read_only_device_is_refused_for_writing(image, loop_device):
     device = loop_device(image("disk.img", 4 * MIB), "-r")
     assert "use it with ro" in refusal(device)

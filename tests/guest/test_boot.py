@@ -67,6 +67,7 @@ def test_serial_console_carries_files_both_ways_intact(boot):
     check_files_go_both_ways(boot(options=["--console=serial"]))
 
 
+@pytest.mark.long
 def test_virtio_console_carries_files_both_ways_intact(boot):
     check_files_go_both_ways(boot())
 
@@ -165,6 +166,7 @@ def test_uboot_reaches_its_prompt(boot, uboot):
     assert guest.end()[0] == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("isa", ["host,-zicbom,-zicboz", "host,-svadu"])
 def test_extension_that_is_turned_off_is_gone_for_the_guest(boot, isa):
     guest = boot(options=[f"--isa={isa}"])
@@ -174,6 +176,7 @@ def test_extension_that_is_turned_off_is_gone_for_the_guest(boot, isa):
     assert guest.end()[0] == 0
 
 
+@pytest.mark.long
 def test_minimal_cpu_boots(boot):
     # With Sstc: without it guests stall at times on the emulated host (docs/lab.md).
     guest = boot(options=["--cpu-type=min,sstc"])
@@ -182,12 +185,14 @@ def test_minimal_cpu_boots(boot):
     assert guest.end()[0] == 0
 
 
+@pytest.mark.long
 def test_memory_from_a_memfd_boots(boot):
     guest = boot(options=["--mem-backend=memfd"])
     guest.sendline("poweroff -f")
     assert guest.end()[0] == 0
 
 
+@pytest.mark.long
 def test_memory_from_hugetlbfs_boots(boot, hugetlbfs):
     guest = boot(mem="128M", options=[f"--mem-backend=hugetlbfs:{hugetlbfs}"])
     guest.sendline("poweroff -f")

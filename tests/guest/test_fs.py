@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from sharing import big_file, details, exercise, off
 
-FILES = {"pci": 2000, "mmio": 200}  # what differs between transports does not take thousands
+# What differs between transports does not take thousands.
+FILES = [pytest.param("pci", 2000, marks=pytest.mark.long), ("mmio", 200)]
 
 
 @pytest.fixture
@@ -41,14 +42,14 @@ def virtiofsd_of(guest):
     return int(process)
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("transport", FILES)
-def test_source_tree_is_unpacked_compared_renamed_linked_and_removed(fs_guest, folder, transport):
+@pytest.mark.parametrize(("transport", "files"), FILES)
+def test_source_tree_is_unpacked_compared_renamed_linked_and_removed(fs_guest, folder, transport, files):
     guest = fs_guest(f"{folder},rw", transport, cpus=2)
-    exercise(guest, folder, FILES[transport])
+    exercise(guest, folder, files)
     off(guest)
 
 
+@pytest.mark.long
 def test_attributes_special_files_and_big_files_work(fs_guest, folder):
     guest = fs_guest(f"{folder},rw")
     details(guest, folder)
@@ -56,6 +57,7 @@ def test_attributes_special_files_and_big_files_work(fs_guest, folder):
     off(guest)
 
 
+@pytest.mark.long
 def test_read_only_share_cannot_be_changed(fs_guest, folder):
     (folder / "file").write_text("content\n")
     guest = fs_guest(str(folder))

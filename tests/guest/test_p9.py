@@ -4,7 +4,8 @@
 import pytest
 from sharing import big_file, details, exercise, off
 
-FILES = {"pci": 2000, "mmio": 200}  # what differs between transports does not take thousands
+# What differs between transports does not take thousands.
+FILES = [pytest.param("pci", 2000, marks=pytest.mark.long), ("mmio", 200)]
 OPTIONS = "trans=virtio,version=9p2000.L,msize=512000"
 
 
@@ -28,14 +29,14 @@ def p9_guest(boot):
     return make
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("transport", FILES)
-def test_source_tree_is_unpacked_compared_renamed_linked_and_removed(p9_guest, folder, transport):
+@pytest.mark.parametrize(("transport", "files"), FILES)
+def test_source_tree_is_unpacked_compared_renamed_linked_and_removed(p9_guest, folder, transport, files):
     guest = p9_guest(f"{folder},rw", transport, cpus=2, mount=",cache=loose")
-    exercise(guest, folder, FILES[transport])
+    exercise(guest, folder, files)
     off(guest)
 
 
+@pytest.mark.long
 def test_attributes_special_files_and_big_files_work_without_a_cache(p9_guest, folder):
     guest = p9_guest(f"{folder},rw")
     details(guest, folder)
@@ -72,6 +73,7 @@ def test_links_lead_nowhere_but_into_the_guest(p9_guest, folder):
     assert (folder.parent / "secret").read_text() == "secret of the host\n"
 
 
+@pytest.mark.long
 def test_folder_is_a_root_file_system(boot, p9_guest, folder):
     guest = p9_guest(f"{folder},rw")
     guest.run("cd /mnt && mkdir dev proc sys tmp sbin mnt && cp -a /bin . && sync", 300)

@@ -33,6 +33,7 @@ def test_hwrng_reads_random_bytes(rng_guest, transport):
     off(guest)
 
 
+@pytest.mark.long
 def test_rate_is_kept(rng_guest):
     guest = rng_guest("--rng=rate=16K")
     # 64 KiB take three whole periods at least: the first one's worth may be there at once.

@@ -76,9 +76,9 @@ def read_all(client):
     ("transport", "chip", "console"),
     [
         ("pci", "auto", "virtio"),
-        ("pci", "plic", "virtio"),
+        pytest.param("pci", "plic", "virtio", marks=pytest.mark.long),
         ("mmio", "auto", "serial"),
-        ("mmio", "plic", "serial"),
+        pytest.param("mmio", "plic", "serial", marks=pytest.mark.long),
     ],
 )
 def test_port_carries_a_megabyte_each_way_and_ends_with_either_side(port_guest, transport, chip, console):
@@ -121,6 +121,7 @@ def test_writing_waits_for_a_client(port_guest):
     off(guest)
 
 
+@pytest.mark.long
 def test_ports_do_not_mix(port_guest):
     ports = port_guest("one", "two")
     guest = ports.guest
@@ -131,6 +132,7 @@ def test_ports_do_not_mix(port_guest):
     off(guest)
 
 
+@pytest.mark.long
 def test_client_stays_connected_while_the_driver_is_unbound(port_guest):
     ports = port_guest("agent")
     guest, device = ports.guest, ports.device()

@@ -118,8 +118,8 @@ class VirtioMmio(RegisterDevice):
 
     def reset(self) -> None:
         """Power-on. The machine's, not the driver's: nobody waits for host I/O here."""
+        self.core.reset()  # first: it may interrupt once more
         super().reset()
-        self.core.reset()
         self._irq.set(False)
 
     def close(self) -> None:

@@ -68,6 +68,27 @@ def test_reset_takes_the_interrupt_down(made):
     assert not made.interrupted()
 
 
+@pytest.mark.parametrize(
+    "reset",
+    [lambda made: made.transport.reset(), lambda made: made.set_status(0)],
+    ids=["machine", "driver"],
+)
+@pytest.mark.parametrize("kind", [OnMmio, OnPci], ids=["mmio", "pci"])
+def test_what_a_device_finishes_at_a_reset_leaves_no_interrupt(kind, reset):
+    class Finishing(Echo):
+        def finish(self):
+            self._answer()
+
+    with kind(Finishing()) as made:
+        made.start()
+        token = made.drivers[1].add_chain([b"x"], [1])
+        made.kick(1)
+        reset(made)
+        assert made.drivers[1].collect() == [(token, 1, b"x")]
+        assert not made.interrupted()
+        assert made.acknowledge() == 0
+
+
 def test_device_works_again_after_a_reset(made):
     made.start()
     made.set_status(0)

@@ -862,6 +862,15 @@ def test_queue_reset_while_a_file_is_written_does_not_disturb_what_comes_next(tm
     assert (tmp_path / "log").read_bytes() == b"oldnew"
 
 
+def reset_before_the_write_ends(rig):
+    """The driver resets the device while the workers are held; they go on after that."""
+    with rig.core.lock:
+        after = rig.core.reset()
+    rig.workers.release()
+    after()
+    rig.workers.held = False
+
+
 @PACKED
 def test_file_gets_what_was_written_just_before_the_driver_resets_the_device(tmp_path, packed):
     port = FilePort("log", str(tmp_path / "log"))
@@ -872,11 +881,7 @@ def test_file_gets_what_was_written_just_before_the_driver_resets_the_device(tmp
         guest.write(TX1, b"being written, ")
         for piece in (b"in the ring, ", b"and not even kicked"):
             rig.drivers[TX1].add_chain([piece, piece.upper()])
-        with rig.core.lock:
-            after = rig.core.reset()
-        rig.workers.release()
-        after()
-        rig.workers.held = False
+        reset_before_the_write_ends(rig)
     port.close()
     assert (tmp_path / "log").read_bytes() == (
         b"being written, in the ring, IN THE RING, and not even kickedAND NOT EVEN KICKED"
@@ -893,11 +898,7 @@ def test_file_gets_nothing_more_of_a_driver_that_goes_when_writing_has_failed(tm
         guest.write(TX1, b"lost")
         port._fd = log
         guest.write(TX1, b"would leave a hole before it")
-        with rig.core.lock:
-            after = rig.core.reset()
-        rig.workers.release()
-        after()
-        rig.workers.held = False
+        reset_before_the_write_ends(rig)
     port.close()
     os.close(full)
     assert (tmp_path / "log").read_bytes() == b""

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
         #: What of the frame received last did not fit; valid until the next one.
         overflow: memoryview
 
+        @property
+        def in_hand(self) -> bool:
+            """Whether there may be more to receive although ``fd`` is not readable."""
+
         def receive(self, views: list[memoryview], room: int) -> int:
             """The size, with its header, of a frame that was put into ``views`` of ``room`` bytes.
 
@@ -50,7 +54,9 @@ if TYPE_CHECKING:
 
 
 _IN, _OUT, _ERR, _HUP = 1, 4, 8, 16  # EPOLL bits
-_FRAMES_PER_PASS = 64
+# After so much others have their turn, and the driver its interrupt: it then works on these frames while the
+# next ones are received.
+_FRAMES_PER_PASS, _BYTES_PER_PASS = 64, 1 << 16
 _MOST_VIEWS = 1023  # of IOV_MAX, 1024; one is the port's own
 _SMALLEST_FRAME = netbits.HEADER_SIZE + netbits.ETHERNET_HEADER
 _CLOSED = "the host's end was closed"
@@ -99,7 +105,7 @@ class Pair:
         self._events = _IN
         self._buffers: deque[tuple[Chain, int]] = deque()  # taken from the driver, in order, and their sizes
         self._room = 0  # of all of them
-        self._parts = 0  # how many views they are: every frame costs a look at each
+        self._views: list[memoryview] = []  # all of their pieces: every frame costs a look at each
         self._frame = 0  # size of the frame that is being received
         self._rest = port.overflow  # what of it is not in the buffers yet
         self._held: Chain | None = None  # taken from the driver, not sent yet
@@ -154,7 +160,8 @@ class Pair:
 
     def _drop_buffers(self) -> None:
         self._buffers.clear()
-        self._room = self._parts = 0
+        self._views.clear()
+        self._room = 0
         self._drop_frame()
 
     def _drop_frame(self) -> None:
@@ -186,24 +193,35 @@ class Pair:
 
     def _receive(self) -> None:
         """Take frames until there is none, or no buffer for it, or others must have their turn."""
+        left = _BYTES_PER_PASS
         for _ in range(_FRAMES_PER_PASS):
             if not (self._frame or self._fetch()):
                 return
+            left -= self._frame
             if not self._place():
                 return
-        self._session.kick(self._rx)  # the port may have frames in hand, for which ``fd`` is not readable
+            if left <= 0:
+                break
+        if self._port.in_hand:
+            self._session.kick(self._rx)
+        else:
+            self._want(_IN, True)
 
     def _fetch(self) -> bool:
         """Read the next frame into the buffers there are; whether there was one."""
         if self._watch is None:
             return False
         views: list[memoryview] = []
+        room = 0
         if self._up:
             if not self._provide(netbits.LARGEST_FRAME if self._mergeable else 1) and not self._room:
                 return self._starve()
-            views = self._views()[:_MOST_VIEWS]
+            views, room = self._views, self._room
+            if len(views) > _MOST_VIEWS:
+                views = views[:_MOST_VIEWS]
+                room = total(views)
         try:
-            self._frame = self._port.receive(views, total(views))
+            self._frame = self._port.receive(views, room)
         except BlockingIOError:
             self._want(_IN, True)
             return False
@@ -220,9 +238,9 @@ class Pair:
             self._counters.rx_dropped += 1
         elif self._provide(frame):
             if rest:
-                scatter(split(self._views(), frame - len(rest))[1], rest)
+                scatter(split(self._views, frame - len(rest))[1], rest)
             self._deliver(frame)
-        elif self._parts >= _MOST_VIEWS:  # in pieces so small that it will never fit
+        elif len(self._views) >= _MOST_VIEWS:  # in pieces so small that it will never fit
             self._counters.rx_dropped += 1
         else:
             return self._starve()
@@ -234,24 +252,27 @@ class Pair:
 
         No more than fit into _MOST_VIEWS pieces, and what the last of them has beyond that.
         """
+        if self._room >= size:
+            return True
+        pop, buffers, views = self._rx.pop, self._buffers, self._views
         for _ in range(self._rx.size):
-            if self._room >= size or self._parts >= _MOST_VIEWS:
+            if len(views) >= _MOST_VIEWS:
                 break
-            chain = self._rx.pop()
+            chain = pop()
             if chain is None:
-                return False
-            room = total(chain.writable)
-            if room and len(chain.writable) <= _MOST_VIEWS:
-                self._buffers.append((chain, room))
+                break
+            parts = chain.writable
+            room = len(parts[0]) if len(parts) == 1 else total(parts)
+            if room and len(parts) <= _MOST_VIEWS:
+                buffers.append((chain, room))
+                views += parts
                 self._room += room
-                self._parts += len(chain.writable)
+                if self._room >= size:
+                    break
             else:
                 self._counters.malformed += 1
                 self._rx.complete(chain, 0)
         return self._room >= size
-
-    def _views(self) -> list[memoryview]:
-        return [view for chain, _ in self._buffers for view in chain.writable]
 
     def _starve(self) -> bool:
         """There are too few buffers: listen to the driver instead of the port. Always False."""
@@ -264,17 +285,19 @@ class Pair:
     def _deliver(self, frame: int) -> None:
         """Give back the buffers that ``frame`` bytes fill, and say in the header how many they are."""
         used: list[tuple[Chain, int]] = []
-        header, room = self._buffers[0][0].writable, self._buffers[0][1]
-        if room < netbits.HEADER_SIZE:
-            header = self._views()
-        while frame:
+        left, parts = frame, 0
+        while left > 0:
             chain, room = self._buffers.popleft()
             self._room -= room
-            self._parts -= len(chain.writable)
-            used.append((chain, min(frame, room)))
-            frame -= used[-1][1]
-        count = _NUM_BUFFERS.pack(len(used) if self._mergeable else 1)
-        scatter(split(header, netbits.NUM_BUFFERS_AT)[1], count)
+            parts += len(chain.writable)
+            used.append((chain, room if room < left else left))
+            left -= room
+        count = len(used) if self._mergeable else 1
+        if len(self._views[0]) >= netbits.HEADER_SIZE:
+            _NUM_BUFFERS.pack_into(self._views[0], netbits.NUM_BUFFERS_AT, count)
+        else:
+            scatter(split(self._views, netbits.NUM_BUFFERS_AT)[1], _NUM_BUFFERS.pack(count))
+        del self._views[:parts]
         self._rx.complete_together(used)
 
     # Sending

@@ -20,7 +20,7 @@ import time
 
 from pyvmm.devices.net import bits as netbits
 from pyvmm.devices.virtio.bits import feature_set
-from pyvmm.devices.virtio.chain import scatter, split
+from pyvmm.devices.virtio.chain import scatter
 from pyvmm.errors import ConfigError
 
 TYPE_CHECKING = False
@@ -31,6 +31,7 @@ PROGRAM = "passt"
 _LENGTH = struct.Struct("!I")
 _LARGEST = netbits.LARGEST_FRAME - netbits.HEADER_SIZE
 _ROOM = 1 << 18  # bytes taken from the socket at once
+_HEADROOM = netbits.HEADER_SIZE - _LENGTH.size  # for a header in front of the first frame
 _PATIENCE = 2.0  # seconds that passt has to end in
 _SAID = 4096  # bytes of an explanation
 #: Not ours to repeat: it comes first whenever there is no system log, or when root starts it.
@@ -47,24 +48,27 @@ class PasstPort:
         #: What a frame's header says: the checksums are right, when the driver knows that.
         self.header = bytes(netbits.HEADER_SIZE)
         self._buffer = memoryview(bytearray(_ROOM))
-        self._start = self._end = 0  # of what was received and not taken yet
+        self._start = self._end = _HEADROOM  # of what was received and not taken yet
         self.overflow = self._buffer[:0]
         self._unsent = b""
 
     def receive(self, views: list[memoryview], room: int) -> int:
         """Copy the next frame behind a header of our own. Raises OSError; BlockingIOError: no whole frame."""
+        del room
         while (size := self._whole_frame()) == 0:
             self._fill()
         at = self._start + _LENGTH.size
-        frame = self._buffer[at : at + size]
-        self._start = at + size
-        scatter(views, self.header)
-        done = scatter(split(views, netbits.HEADER_SIZE)[1], frame)
-        if room < netbits.HEADER_SIZE:
-            self.overflow = memoryview(self.header[room:] + bytes(frame))
-        else:
-            self.overflow = frame[done:]
-        return netbits.HEADER_SIZE + size
+        self._start = end = at + size
+        begin = at - netbits.HEADER_SIZE  # over the length, and the end of a frame that was taken before
+        self._buffer[begin:at] = self.header
+        frame = self._buffer[begin:end]
+        self.overflow = frame[scatter(views, frame) :]
+        return end - begin
+
+    @property
+    def in_hand(self) -> bool:
+        """Whether a part of the stream was received and not taken yet."""
+        return self._start < self._end
 
     def _whole_frame(self) -> int:
         """Size of the frame at the beginning of the buffer; 0 while it is incomplete."""
@@ -78,13 +82,13 @@ class PasstPort:
 
     def _fill(self) -> None:
         """Receive more. What is incomplete moves to the front first, so that it will fit."""
-        left = self._end - self._start
-        self._buffer[:left] = self._buffer[self._start : self._end]
-        self._start, self._end = 0, left
-        count = self._socket.recv_into(self._buffer[left:])
+        end = _HEADROOM + self._end - self._start
+        self._buffer[_HEADROOM:end] = self._buffer[self._start : self._end]
+        self._start, self._end = _HEADROOM, end
+        count = self._socket.recv_into(self._buffer[end:])
         if not count:
             raise ConnectionError(0, "passt has ended")
-        self._end = left + count
+        self._end = end + count
 
     def send(self, views: Sequence[memoryview | bytes]) -> bool:
         """Send a frame without its header. False: not now. Raises ConnectionError when passt has ended."""

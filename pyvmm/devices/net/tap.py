@@ -51,6 +51,8 @@ _OFFLOADS = (
 class TapPort:
     """One queue of a tap. ``overflow`` is what of the last frame did not fit where it should have gone."""
 
+    in_hand = False  # what was not read is the tap's
+
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self._spare = memoryview(bytearray(netbits.LARGEST_FRAME))

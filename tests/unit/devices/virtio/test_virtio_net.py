@@ -273,6 +273,29 @@ class TestReceive:
         rig.loop.run()
         assert len(rig.received()) == 90 - netpair._FRAMES_PER_PASS
 
+    def test_driver_hears_of_large_frames_before_all_of_them_are_read(self, make):
+        rig = make(size=64)
+        for _ in range(51):
+            rig.drivers[RX].add_chain([], [4096])
+        rig.kick(RX)
+        for number in range(3):
+            rig.wire.send(HEADER + frame(65000, number))
+        rig.loop.run_once()
+        assert len(rig.received()) == 32
+        assert rig.interrupts.queues == {RX: 1}
+        rig.loop.run()
+        assert b"".join(rig.received()) == bytes(10) + b"\x10\x00" + frame(65000, 2)
+
+    def test_large_frames_that_waited_for_buffers_all_arrive(self, make):
+        rig = make(size=64)
+        for number in range(3):
+            rig.arrive(frame(65000, number))
+        for _ in range(48):
+            rig.drivers[RX].add_chain([], [4096])
+        rig.kick(RX)
+        one = bytes(10) + b"\x10\x00"
+        assert b"".join(rig.received()) == b"".join(one + frame(65000, number) for number in range(3))
+
     def test_buffers_in_many_pieces_are_taken_only_as_they_are_needed(self, make):
         rig = make()
         for _ in range(2):

@@ -285,6 +285,33 @@ if os.fork() == 0:
         card.close()
         card.close()
 
+    def test_both_sides_are_told_of_packets_of_64_kib_unless_asked_otherwise(self, program):
+        program(ANSWER)
+        card = Net.open(parse("--network", "user", Net.SETTINGS, Net.POSITIONAL), make_services())
+        said = card.end.ports[0]._socket.recv(1000).decode()
+        assert "'--mtu', '65520'" in said
+        assert card.offered() >> netbits.MTU & 1
+        assert card.MTU == 65520
+        card.close()
+
+    def test_socket_holds_more_than_sockets_do_by_themselves_either_way(self, program):
+        program(
+            """
+import socket
+fd = int(sys.argv[sys.argv.index("--fd") + 1])
+end = socket.socket(fileno=fd)
+end.send(str(end.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)).encode())
+"""
+        )
+        plain, other = socket.socketpair()
+        usual = plain.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        passt = start_passt("--network user", [])
+        ours = passt.ports[0]._socket
+        assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) > usual
+        assert int(ours.recv(100)) > usual
+        for closed in (passt, plain, other):
+            closed.close()
+
 
 class TestEnd:
     def test_hanging_up_waits_until_passt_has_let_go(self):

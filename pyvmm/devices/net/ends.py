@@ -81,7 +81,7 @@ SETTINGS = {
         "whether the host's kernel moves the frames of a tap", "auto", "on", "off", default="auto"
     ),
     "queues": values.number("queue pairs, of a tap", 1, _MOST_PAIRS, default=1),
-    "mtu": values.number("largest packet, in bytes", _SMALLEST_MTU, _LARGEST_MTU),
+    "mtu": values.number("largest packet, in bytes; of user 65520 by itself", _SMALLEST_MTU, _LARGEST_MTU),
     "publish": values.Setting(_parse_publish, "[ADDRESS/]HOST[:GUEST][/udp], several joined by +"),
     "id": values.text("name of the device, from which its address is made"),
     "link": values.choice("whether the cable is plugged in", "on", "off", default="on"),
@@ -120,10 +120,7 @@ def _open_user(settings: Settings) -> HostEnd:
     from pyvmm.devices.net import passt
 
     arguments = passt.publish_arguments(settings.text("publish"))
-    mtu = settings.number("mtu")
-    if mtu is not None:
-        arguments += ["--mtu", str(mtu)]
-    return passt.start_passt(settings.what, arguments)
+    return passt.start_passt(settings.what, [*arguments, "--mtu", str(mtu_of(settings))])
 
 
 def _open_tap(settings: Settings) -> tuple[HostEnd, list[VhostNet]]:
@@ -145,6 +142,16 @@ def _open_tap(settings: Settings) -> tuple[HostEnd, list[VhostNet]]:
         for vhost in vhosts:
             vhost.close()
         raise
+
+
+def mtu_of(settings: Settings) -> int | None:
+    """What the driver is told of the largest packet; None: nothing, and it takes Ethernet's."""
+    mtu = settings.number("mtu")
+    if mtu is None and _mode(settings) == "user":
+        from pyvmm.devices.net.passt import MTU
+
+        return MTU
+    return mtu
 
 
 def mac_of(settings: Settings, interface: str) -> bytes:

@@ -28,9 +28,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 PROGRAM = "passt"
+#: What passt announces by DHCP, too, unless told otherwise. With it, TCP comes in frames of 64 KiB.
+MTU = 65520
 _LENGTH = struct.Struct("!I")
 _LARGEST = netbits.LARGEST_FRAME - netbits.HEADER_SIZE
 _ROOM = 1 << 18  # bytes taken from the socket at once
+_SOCKET_BUFFER = 1 << 22  # bytes
 _HEADROOM = netbits.HEADER_SIZE - _LENGTH.size  # for a header in front of the first frame
 _PATIENCE = 2.0  # seconds that passt has to end in
 _SAID = 4096  # bytes of an explanation
@@ -167,6 +170,8 @@ def start_passt(what: str, arguments: Sequence[str], program: str = PROGRAM) -> 
             "(on Debian: apt install passt)."
         )
     ours, theirs = socket.socketpair()
+    for end in (ours, theirs):  # the more fits in, the fewer wake-ups; the host has a limit of its own
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER)
     said, say = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         status = _run(path, arguments, theirs.fileno(), say)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pyvmm.devices.net import bits as netbits
 from pyvmm.devices.net import control as netctl
 from pyvmm.devices.net import ends
-from pyvmm.devices.net.ends import SETTINGS, mac_of, open_end
+from pyvmm.devices.net.ends import SETTINGS, mac_of, mtu_of, open_end
 from pyvmm.devices.net.pair import Counters, Pair
 from pyvmm.devices.virtio import bits
 from pyvmm.devices.virtio.device import VirtioDevice
@@ -125,7 +125,7 @@ class Net(VirtioDevice):
         end, vhosts = open_end(settings)
         mac = mac_of(settings, end.name)
         link = settings.text("link") == "on"
-        return cls(end, mac, vhosts=vhosts, mtu=settings.number("mtu"), link=link)
+        return cls(end, mac, vhosts=vhosts, mtu=mtu_of(settings), link=link)
 
     @property
     def up(self) -> bool:

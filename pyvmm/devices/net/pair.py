@@ -254,25 +254,21 @@ class Pair:
         """
         if self._room >= size:
             return True
-        pop, buffers, views = self._rx.pop, self._buffers, self._views
+        pop, buffers, views, room = self._rx.pop, self._buffers, self._views, self._room
         for _ in range(self._rx.size):
-            if len(views) >= _MOST_VIEWS:
-                break
-            chain = pop()
-            if chain is None:
+            if len(views) >= _MOST_VIEWS or room >= size or (chain := pop()) is None:
                 break
             parts = chain.writable
-            room = len(parts[0]) if len(parts) == 1 else total(parts)
-            if room and len(parts) <= _MOST_VIEWS:
-                buffers.append((chain, room))
+            own = len(parts[0]) if len(parts) == 1 else total(parts)
+            if own and len(parts) <= _MOST_VIEWS:
+                buffers.append((chain, own))
                 views += parts
-                self._room += room
-                if self._room >= size:
-                    break
+                room += own
             else:
                 self._counters.malformed += 1
                 self._rx.complete(chain, 0)
-        return self._room >= size
+        self._room = room
+        return room >= size
 
     def _starve(self) -> bool:
         """There are too few buffers: listen to the driver instead of the port. Always False."""
@@ -284,20 +280,23 @@ class Pair:
 
     def _deliver(self, frame: int) -> None:
         """Give back the buffers that ``frame`` bytes fill, and say in the header how many they are."""
+        buffers, views = self._buffers, self._views
+        one_view_each = len(views) == len(buffers)
         used: list[tuple[Chain, int]] = []
-        left, parts = frame, 0
+        left = frame
         while left > 0:
-            chain, room = self._buffers.popleft()
-            self._room -= room
-            parts += len(chain.writable)
-            used.append((chain, room if room < left else left))
-            left -= room
+            buffer = buffers.popleft()
+            used.append(buffer)
+            left -= buffer[1]
+        self._room += left - frame
+        if left:  # of the last one there is some room left, which goes with it
+            used[-1] = (buffer[0], buffer[1] + left)
         count = len(used) if self._mergeable else 1
-        if len(self._views[0]) >= netbits.HEADER_SIZE:
-            _NUM_BUFFERS.pack_into(self._views[0], netbits.NUM_BUFFERS_AT, count)
+        if len(views[0]) >= netbits.HEADER_SIZE:
+            _NUM_BUFFERS.pack_into(views[0], netbits.NUM_BUFFERS_AT, count)
         else:
-            scatter(split(self._views, netbits.NUM_BUFFERS_AT)[1], _NUM_BUFFERS.pack(count))
-        del self._views[:parts]
+            scatter(split(views, netbits.NUM_BUFFERS_AT)[1], _NUM_BUFFERS.pack(count))
+        del views[: len(used) if one_view_each else sum(len(chain.writable) for chain, _ in used)]
         self._rx.complete_together(used)
 
     # Sending

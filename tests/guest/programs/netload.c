@@ -7,10 +7,11 @@
  *	netload receive ADDRESS PORT BYTES	from a server, which sends the sum at the end
  *	netload both ADDRESS PORT BYTES		both at once
  *	netload echo ADDRESS PORT BYTES		what the server gets, it sends back
+ *	netload requests ADDRESS PORT COUNT	the same, a byte at a time: the next is sent when one is back
  *
  * ADDRESS is an IPv4 address, or vsock:CID; a server listens on all, with "vsock:" on vsock. Sizes take k, M,
- * G. Data is pseudo-random, its sum covers every byte and their order. Prints "netload: MODE BYTES ok, N MiB/s"
- * and exits with 0, or with 1 when data is wrong, or with 2 when the connection is.
+ * G. Data is pseudo-random, its sum covers every byte and their order. Prints "netload: MODE BYTES ok, N MiB/s",
+ * or "N /s" for requests, and exits with 0, or with 1 when data is wrong, or with 2 when the connection is.
  */
 #include "common.h"
 #include <arpa/inet.h>
@@ -198,12 +199,9 @@ static int serve(int count)
 	return all_good ? 0 : 1;
 }
 
-static int client(const char *name, unsigned mode, uint64_t bytes)
+static int connected(void)
 {
-	struct request request = { mode, bytes };
-	int fd = socket(address.any.sa_family, SOCK_STREAM | SOCK_CLOEXEC, 0), one = 1, good;
-	uint64_t other;
-	double begin, passed;
+	int fd = socket(address.any.sa_family, SOCK_STREAM | SOCK_CLOEXEC, 0), one = 1;
 
 	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
 	for (int tries = 0; fd < 0 || connect(fd, &address.any, address_size); tries++) {
@@ -211,7 +209,16 @@ static int client(const char *name, unsigned mode, uint64_t bytes)
 			die("netload: connecting FAILED");
 		pause_ms(100);
 	}
-	begin = seconds();
+	return fd;
+}
+
+static int client(const char *name, unsigned mode, uint64_t bytes)
+{
+	struct request request = { mode, bytes };
+	int fd = connected(), good;
+	uint64_t other;
+	double begin = seconds(), passed;
+
 	write_all(fd, &request, sizeof request);
 	good = exchange(fd, mode & (SEND | ECHO), mode & (RECEIVE | ECHO), bytes, 1);
 	read_all(fd, &other, 8);
@@ -219,6 +226,32 @@ static int client(const char *name, unsigned mode, uint64_t bytes)
 	good = good && other == 1;
 	printf("netload: %s %llu %s, %.1f MiB/s\n", name, (unsigned long long)bytes, good ? "ok" : "FAILED",
 	       bytes / passed / (1 << 20));
+	return good ? 0 : 1;
+}
+
+static int requests(uint64_t count)
+{
+	struct request request = { ECHO, count };
+	int fd = connected(), good = 1;
+	uint64_t sum = 0, other;
+	double begin = seconds(), passed;
+
+	write_all(fd, &request, sizeof request);
+	for (uint64_t i = 0; i < count; i++) {
+		uint8_t sent = next(&sum), back;
+
+		write_all(fd, &sent, 1);
+		read_all(fd, &back, 1);
+		good &= back == sent;
+	}
+	passed = seconds() - begin;
+	write_all(fd, &sum, 8);
+	read_all(fd, &other, 8);
+	good &= other == sum;
+	read_all(fd, &other, 8);
+	good &= other == 1;
+	printf("netload: requests %llu %s, %.0f /s\n", (unsigned long long)count, good ? "ok" : "FAILED",
+	       count / passed);
 	return good ? 0 : 1;
 }
 
@@ -235,12 +268,17 @@ int main(int count, char **words)
 		parse(has_address ? words[2] : "0.0.0.0", words[2 + has_address]);
 		return serve(count > 3 + has_address ? atoi(words[3 + has_address]) : 1);
 	}
+	if (count == 5 && !strcmp(words[1], "requests")) {
+		parse(words[2], words[3]);
+		return requests(parse_size(words[4]));
+	}
 	for (unsigned i = 0; count == 5 && i < sizeof modes / sizeof *modes; i++)
 		if (!strcmp(words[1], modes[i].name)) {
 			parse(words[2], words[3]);
 			return client(modes[i].name, modes[i].mode, parse_size(words[4]));
 		}
 	fputs("usage: netload serve [ADDRESS] PORT [COUNT]\n"
-	      "       netload send|receive|both|echo ADDRESS PORT BYTES\n", stderr);
+	      "       netload send|receive|both|echo ADDRESS PORT BYTES\n"
+	      "       netload requests ADDRESS PORT COUNT\n", stderr);
 	return 2;
 }

@@ -30,6 +30,7 @@ _HUGE = 2 << 20  # the G-stage's smallest block
 _ADDRESS_END = 1 << 64
 _MAX_IOV = 1024  # IOV_MAX: what preadv takes at most
 _MAP_FIXED = 0x10
+_NO_MAIN = (0, 0, memoryview(b""), memoryview(b""))
 
 
 class Bank:
@@ -63,6 +64,13 @@ class GuestMemory:
 
     def __init__(self) -> None:
         self._banks: tuple[Bank, ...] = ()
+        self._find_main()
+
+    def _find_main(self) -> None:
+        """Note the largest bank of RAM, where nearly all that devices touch is."""
+        main = max((bank for bank in self._banks if bank.kind == RAM), key=_size_of, default=None)
+        #: Its base and size, and views of it, the second one read-only: for those to whom a call is dear.
+        self.main = _NO_MAIN if main is None else (main.base, main.size, main.view, main.readable)
 
     def __enter__(self) -> GuestMemory:
         return self
@@ -95,6 +103,7 @@ class GuestMemory:
         page = _PAGE if backing in (ANONYMOUS, MEMFD) else align
         bank = Bank(base, size, kind, mapping=reserved, offset=offset, fd=fd, page=page)
         self._banks = tuple(sorted((*self._banks, bank), key=_base_of))
+        self._find_main()
         return bank
 
     def _check_range(self, base: int, size: int, kind: str) -> None:
@@ -123,6 +132,7 @@ class GuestMemory:
             if bank.fd >= 0:
                 os.close(bank.fd)
             self._banks = tuple(other for other in self._banks if other is not bank)
+            self._find_main()
 
     # Access
 
@@ -138,6 +148,11 @@ class GuestMemory:
 
     def read(self, gpa: int, size: int) -> bytes:
         """A copy of [gpa, gpa+size), which may go across adjacent banks."""
+        base, end, view, _ = self.main
+        start = gpa - base
+        stop = start + size
+        if 0 <= start < stop <= end:
+            return bytes(view[start:stop])
         return b"".join(bank.view[start:stop] for bank, start, stop in self._pieces(gpa, size, False))
 
     def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
@@ -150,13 +165,13 @@ class GuestMemory:
     def iovec(self, pairs: Iterable[tuple[int, int]], *, writable: bool = False) -> list[memoryview]:
         """Views of every (gpa, size), for preadv and pwritev; those across banks become several."""
         views: list[memoryview] = []
+        base, end, view, readable = self.main  # the hot path of devices
+        whole = view if writable else readable
         for gpa, size in pairs:
-            end = gpa + size
-            for bank in self._banks:  # nearly always it is all in one: this is the hot path of devices
-                if bank.base <= gpa < end <= bank.end and not (writable and bank.kind == READ_ONLY):
-                    whole = bank.view if writable else bank.readable
-                    views.append(whole[gpa - bank.base : end - bank.base])
-                    break
+            start = gpa - base
+            stop = start + size
+            if 0 <= start < stop <= end:
+                views.append(whole[start:stop])
             else:
                 for bank, start, stop in self._pieces(gpa, size, writable):
                     views.append((bank.view if writable else bank.readable)[start:stop])
@@ -236,6 +251,10 @@ def _refusal(gpa: int, size: int, writable: bool) -> str:
 
 def _base_of(bank: Bank) -> int:
     return bank.base
+
+
+def _size_of(bank: Bank) -> int:
+    return bank.size
 
 
 # Making the host memory. A Python mmap object owns each range, aligned or not, because it refuses to unmap

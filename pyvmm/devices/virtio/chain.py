@@ -11,10 +11,11 @@ if TYPE_CHECKING:
 
     from pyvmm.memory import GuestMemory
 
-    Pairs = list[tuple[int, int]]
-
 # Flags of a descriptor, in the ring and in an indirect table, of either layout.
 NEXT, WRITE, INDIRECT = 1, 2, 4
+
+#: What is wrong with a chain in which the device reads after it wrote: written parts come last.
+MIXED = "a readable descriptor came after a writable one"
 
 #: Descriptors that one indirect table may hold, unless the queue is larger. Drivers must keep to the queue
 #: size, but Linux's do not with small queues; this is as many buffers as preadv takes.
@@ -29,28 +30,33 @@ class Chain:
     are valid until ``complete``. The driver may cut them anywhere, so never rely on where one ends.
     """
 
-    __slots__ = ("head", "readable", "slots", "writable")
+    __slots__ = ("fault", "head", "readable", "slots", "writable")
 
     def __init__(self, head: int, readable: list[memoryview], writable: list[memoryview], slots: int) -> None:
         self.head = head  # what the used element names: the first descriptor, or the buffer id when packed
         self.readable = readable  # read-only
         self.writable = writable
         self.slots = slots  # how many descriptors of the ring itself it takes
+        self.fault = ""  # why a buffer of it cannot be had
+
+    def add(self, memory: GuestMemory, address: int, length: int, writes: int) -> None:
+        """Add a buffer that the queue did not find in the main bank of RAM."""
+        try:
+            views = memory.iovec(((address, length),), writable=bool(writes))
+        except GuestAccessError as error:
+            self.fault = str(error)
+        else:
+            (self.writable if writes else self.readable).extend(views)
+
+    def refusal(self, size: int) -> QueueError:
+        """What to raise for a chain with a fault, or of more than MAX_BYTES."""
+        reason = f"in a virtqueue buffer: {self.fault}" if size <= MAX_BYTES else f"a chain of {size} bytes"
+        return QueueError(reason)
 
     def close(self) -> None:
         """Let go of guest memory. Views passed on before stay valid, and pin it."""
         self.readable.clear()
         self.writable.clear()
-
-
-def add_part(part: tuple[int, int], writes: int, readable: Pairs, writable: Pairs) -> None:
-    """Add an (address, length) to the chain being collected. Raises QueueError: written parts come last."""
-    if writes:
-        writable.append(part)
-    elif writable:
-        raise QueueError("a readable descriptor came after a writable one")
-    else:
-        readable.append(part)
 
 
 def read_table(memory: GuestMemory, address: int, length: int, queue_size: int) -> bytes:
@@ -61,20 +67,6 @@ def read_table(memory: GuestMemory, address: int, length: int, queue_size: int) 
         return memory.read(address, length)
     except GuestAccessError as error:
         raise QueueError(f"an indirect table: {error}") from error
-
-
-def make_chain(memory: GuestMemory, head: int, readable: Pairs, writable: Pairs, slots: int) -> Chain:
-    """The chain of these parts. Raises QueueError: not the guest's memory, or more than a chain may hold."""
-    size = 0
-    for pairs in (readable, writable):
-        for _, length in pairs:
-            size += length
-    if size > MAX_BYTES:
-        raise QueueError(f"a chain of {size} bytes")
-    try:
-        return Chain(head, memory.iovec(readable), memory.iovec(writable, writable=True), slots)
-    except GuestAccessError as error:
-        raise QueueError(f"in a virtqueue buffer: {error}") from error
 
 
 def total(views: Iterable[memoryview]) -> int:

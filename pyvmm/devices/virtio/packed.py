@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import struct
 
-from pyvmm.devices.virtio.chain import INDIRECT, NEXT, WRITE, add_part, make_chain, read_table
+from pyvmm.devices.virtio.chain import INDIRECT, MAX_BYTES, MIXED, NEXT, WRITE, Chain, read_table
 from pyvmm.devices.virtio.queue import MAX_SIZE, area, queue_closed, wants_event
 from pyvmm.errors import QueueError
 
@@ -21,12 +21,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pyvmm.devices.virtio.chain import Chain
     from pyvmm.devices.virtio.queue import QueueSetup
     from pyvmm.memory import GuestMemory
     from pyvmm.ring import Ring
-
-    Pairs = list[tuple[int, int]]
 
 _AVAIL, _USED = 1 << 7, 1 << 15  # flags of a descriptor, next to those of every layout
 _TURN = _AVAIL | _USED
@@ -34,16 +31,16 @@ _ENABLE, _DISABLE, _AT_DESCRIPTOR = 0, 1, 2  # modes of event suppression: the h
 
 _DESCRIPTOR = struct.Struct("<QIHH").unpack_from  # address, length, buffer id, flags
 _USED_ELEMENT = struct.Struct("<IH").pack_into  # bytes written, buffer id
-_ENTRIES = struct.Struct("<QIHH").iter_unpack
+_FLAGS = struct.Struct("<H").unpack_from
 
 
 class PackedQueue:
     """See Virtqueue. Raises QueueError for a size or addresses at which no queue can be."""
 
     __slots__ = (
-        "_descriptors", "_driver_event", "_event_idx", "_flags", "_in_flight", "_indirect", "_load16",
-        "_memory", "_next", "_notify_word", "_peer32", "_rearm32", "_release16", "_release32",
-        "_unsignalled", "_used", "_used_wrap", "_wrap", "size",
+        "_descriptors", "_driver_event", "_flags", "_in_flight", "_indirect", "_load16", "_memory", "_next",
+        "_notify_word", "_peek", "_peer32", "_rearm32", "_release16", "_release32", "_used", "_used_wrap",
+        "_wrap", "event_idx", "size", "unsignalled",
     )  # fmt: skip
 
     def __init__(self, memory: GuestMemory, ring: Ring, setup: QueueSetup) -> None:
@@ -52,7 +49,7 @@ class PackedQueue:
             raise QueueError(f"a packed virtqueue cannot have {size} descriptors")
         self.size = size
         self._memory = memory
-        self._event_idx, self._indirect = setup.event_idx, setup.indirect
+        self.event_idx, self._indirect = setup.event_idx, setup.indirect
         self._descriptors, descriptors = area(memory, setup.desc, 16 * size, 16)
         _, self._driver_event = area(memory, setup.driver, 4, 4)
         _, self._notify_word = area(memory, setup.device, 4, 4)
@@ -62,11 +59,12 @@ class PackedQueue:
         self._release32: Callable[[int, int], object] = ring.store_release32
         self._rearm32: Callable[[int, int, int], int] = ring.rearm32
         self._peer32: Callable[[int], int] = ring.peer32
+        self._peek: Callable[[memoryview, int], tuple[int, ...]] = _FLAGS
         # Positions in the ring, and the wrap counters there: what to take next, where to put what is used.
         self._next = self._used = 0
         self._wrap = self._used_wrap = 1
         self._in_flight = 0  # slots taken and not given back
-        self._unsignalled = 0  # slots given back since the last should_interrupt
+        self.unsignalled = 0  # slots given back since the last should_interrupt
 
     def pop(self) -> Chain | None:
         """The next buffer the driver made available, or None. Raises QueueError."""
@@ -74,12 +72,13 @@ class PackedQueue:
         flags = self._load16(self._flags + 16 * at)  # pairs with the driver's barrier before the head's flags
         if flags & _TURN != (_AVAIL if self._wrap else _USED):
             return None
-        readable: Pairs = []
-        writable: Pairs = []
-        ident, slots = self._walk(at, flags, readable, writable)
+        chain = Chain(0, [], [], 1)
+        size = self._walk(chain, self._descriptors, self.size, at)
+        slots = chain.slots
         if self._in_flight + slots > self.size:
             raise QueueError("the driver made descriptors available that the device holds")
-        chain = make_chain(self._memory, ident, readable, writable, slots)
+        if size > MAX_BYTES or chain.fault:
+            raise chain.refusal(size)
         self._in_flight += slots
         at += slots
         if at >= self.size:
@@ -88,33 +87,46 @@ class PackedQueue:
         self._next = at
         return chain
 
-    def _walk(self, at: int, flags: int, readable: Pairs, writable: Pairs) -> tuple[int, int]:
-        """Collect a chain's (address, length) pairs; its buffer id and how many slots it takes."""
-        address, length, ident, _ = _DESCRIPTOR(self._descriptors, 16 * at)
-        if flags & INDIRECT:
-            if not self._indirect or flags & NEXT:
-                raise QueueError("an indirect descriptor was chained or not negotiated")
-            self._walk_table(address, length, readable, writable)
-            return ident, 1
-        for slots in range(1, self.size + 1):
-            if length:
-                add_part((address, length), flags & WRITE, readable, writable)
-            if not flags & NEXT:
-                return ident, slots
-            at = at + 1 if at + 1 < self.size else 0
-            address, length, ident, flags = _DESCRIPTOR(self._descriptors, 16 * at)
-            if flags & INDIRECT:
-                raise QueueError("an indirect descriptor inside a chain")
-        raise QueueError(f"a chain of more than {self.size} descriptors")
+    def _walk(self, chain: Chain, table: memoryview | bytes, entries: int, at: int) -> int:
+        """Add what the descriptors from ``at`` on say to ``chain``; returns its bytes.
 
-    def _walk_table(self, address: int, length: int, readable: Pairs, writable: Pairs) -> None:
-        """The same for an indirect table, all of which is the chain: NEXT means nothing in it."""
-        table = read_table(self._memory, address, length, self.size)
-        for start, size, _, flags in _ENTRIES(table):
+        An indirect table, which is a copy, is a chain to its end: NEXT means nothing in it.
+        """
+        in_ring = table is self._descriptors
+        base, end, view, read_only = self._memory.main
+        readable, writable = chain.readable, chain.writable
+        size = 0
+        for count in range(1, entries + 1):
+            address, length, ident, flags = _DESCRIPTOR(table, 16 * at)
             if flags & INDIRECT:
-                raise QueueError("an indirect descriptor inside an indirect table")
-            if size:
-                add_part((start, size), flags & WRITE, readable, writable)
+                if not in_ring or count > 1:
+                    where = "a chain" if in_ring else "an indirect table"
+                    raise QueueError(f"an indirect descriptor inside {where}")
+                if not self._indirect or flags & NEXT:
+                    raise QueueError("an indirect descriptor was chained or not negotiated")
+                chain.head = ident
+                inner = read_table(self._memory, address, length, self.size)
+                return self._walk(chain, inner, length // 16, 0)
+            if length:
+                size += length
+                if flags & WRITE:
+                    whole, views = view, writable
+                elif writable:
+                    raise QueueError(MIXED)
+                else:
+                    whole, views = read_only, readable
+                start = address - base
+                if start >= 0 and start + length <= end:
+                    views.append(whole[start : start + length])
+                else:
+                    chain.add(self._memory, address, length, flags & WRITE)
+            if in_ring and not flags & NEXT:
+                chain.head, chain.slots = ident, count
+                return size
+            at = at + 1 if at + 1 < entries else 0
+        if in_ring:
+            raise QueueError(f"a chain of more than {entries} descriptors")
+        return size
 
     def complete(self, chain: Chain, written: int) -> None:
         """Give ``chain`` back, ``written`` bytes into its writable views. Its views end here.
@@ -145,19 +157,19 @@ class PackedQueue:
             self._used_wrap ^= 1
         self._used = at
         self._in_flight -= slots
-        self._unsignalled += slots
+        self.unsignalled += slots
         chain.close()
         return place, flags | WRITE if written else flags
 
     def should_interrupt(self) -> bool:
         """Whether the driver wants to hear of what was completed since the last call. Ask once a pass."""
-        count = self._unsignalled
+        count = self.unsignalled
         if not count:
             return False
-        self._unsignalled = 0
+        self.unsignalled = 0
         # Pairs with the driver's full barrier between asking for interrupts and looking at the ring again.
         event = self._peer32(self._driver_event)
-        if not self._event_idx or event >> 16 != _AT_DESCRIPTOR:
+        if not self.event_idx or event >> 16 != _AT_DESCRIPTOR:
             return event >> 16 != _DISABLE
         at = event & 0x7FFF
         if event >> 15 & 1 != self._used_wrap:  # in the lap before
@@ -169,16 +181,24 @@ class PackedQueue:
         self._release32(self._notify_word, _DISABLE << 16)
 
     def resume_notify(self) -> bool:
-        """Ask to hear of the next buffer. True when one came meanwhile: nothing will be sent for it."""
-        word = self._next | self._wrap << 15 | _AT_DESCRIPTOR << 16 if self._event_idx else _ENABLE << 16
+        """Ask to hear of the next buffer. True when there is one already: then nothing is asked for."""
+        at, wrap = self._next, self._wrap
+        available = _AVAIL if wrap else _USED
+        if self._peek(self._descriptors, 16 * at + 14)[0] & _TURN == available:  # unordered: pop looks again
+            return True
+        word = at | wrap << 15 | _AT_DESCRIPTOR << 16 if self.event_idx else _ENABLE << 16
         # Pairs with the driver's full barrier between the head's flags and its look at this word.
-        flags = self._rearm32(self._notify_word, word, self._flags + 16 * self._next)
-        return flags & _TURN == (_AVAIL if self._wrap else _USED)
+        if self._rearm32(self._notify_word, word, self._flags + 16 * at) & _TURN != available:
+            return False
+        if not self.event_idx:
+            self.pause_notify()
+        return True
 
     def close(self) -> None:
         """Let go of guest memory. No other method may be called after it; chains close by themselves."""
         self._descriptors.release()
         self._load16 = self._release16 = self._release32 = self._rearm32 = self._peer32 = queue_closed
+        self._peek = queue_closed
 
     def state(self) -> dict[str, int]:
         """Positions in the ring with their wrap counters, and what should_interrupt has to look at yet."""
@@ -187,11 +207,11 @@ class PackedQueue:
             "available_wrap": self._wrap,
             "used": self._used,
             "used_wrap": self._used_wrap,
-            "unsignalled": self._unsignalled,
+            "unsignalled": self.unsignalled,
         }
 
     def load_state(self, state: dict[str, int]) -> None:
         """Go on from where ``state()`` was taken, on the same guest memory."""
         self._next, self._used = state["available"] % self.size, state["used"] % self.size
         self._wrap, self._used_wrap = state["available_wrap"] & 1, state["used_wrap"] & 1
-        self._unsignalled = state["unsignalled"]
+        self.unsignalled = state["unsignalled"]

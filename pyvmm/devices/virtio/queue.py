@@ -9,7 +9,7 @@ from pyvmm.memory import RAM
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Protocol
+    from typing import NoReturn, Protocol
 
     from pyvmm.devices.virtio.chain import Chain
     from pyvmm.memory import GuestMemory
@@ -54,6 +54,12 @@ class Virtqueue(Protocol):
     """
 
     size: int
+    #: VIRTIO_F_EVENT_IDX was negotiated: each side hears once of what it asked for, and then nothing more.
+    event_idx: bool
+
+    @property
+    def unsignalled(self) -> int:
+        """How much was given back since the last should_interrupt: buffers, or descriptors when packed."""
 
     def pop(self) -> Chain | None:
         """The next buffer the driver made available, or None. Raises QueueError."""
@@ -68,10 +74,13 @@ class Virtqueue(Protocol):
         """Whether the driver wants to hear of what was completed since the last call. Ask once a pass."""
 
     def pause_notify(self) -> None:
-        """Tell the driver that it need not notify: a hint, notifications may still come."""
+        """Tell the driver that it need not notify: a hint, notifications may still come.
+
+        With the event index that is so anyway, once the driver did what it was asked to.
+        """
 
     def resume_notify(self) -> bool:
-        """Ask to hear of the next buffer. True when one came meanwhile: nothing will be sent for it."""
+        """Ask to hear of the next buffer. True when there is one already: then nothing is asked for."""
 
     def close(self) -> None:
         """Let go of guest memory. No other method may be called after it; chains close by themselves."""
@@ -114,6 +123,6 @@ def wants_event(event: int, new: int, old: int) -> bool:
     return (new - event - 1) & 0xFFFF < (new - old) & 0xFFFF
 
 
-def queue_closed(*_: int) -> int:
+def queue_closed(*_: object) -> NoReturn:
     """What takes the place of a closed queue's memory accesses: the memory may be gone."""
     raise ValueError("the virtqueue is closed")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 
-from pyvmm.devices.virtio.chain import INDIRECT, NEXT, WRITE, add_part, make_chain, read_table
+from pyvmm.devices.virtio.chain import INDIRECT, MAX_BYTES, MIXED, NEXT, WRITE, Chain, read_table
 from pyvmm.devices.virtio.queue import MAX_SIZE, area, queue_closed, wants_event
 from pyvmm.errors import QueueError
 
@@ -18,12 +18,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pyvmm.devices.virtio.chain import Chain
     from pyvmm.devices.virtio.queue import QueueSetup
     from pyvmm.memory import GuestMemory
     from pyvmm.ring import Ring
-
-    Pairs = list[tuple[int, int]]
 
 _NO_INTERRUPT, _NO_NOTIFY = 1, 1  # flags of the available ring, of the used ring
 
@@ -36,9 +33,9 @@ class SplitQueue:
     """See Virtqueue. Raises QueueError for a size or addresses at which no queue can be."""
 
     __slots__ = (
-        "_available", "_descriptors", "_event_idx", "_indirect", "_load16", "_mask", "_memory", "_next",
-        "_notify_word", "_peer16", "_rearm16", "_release16", "_seen", "_signalled", "_suppress_word",
-        "_take_index", "_used", "_used_index", "_used_ring", "size",
+        "_available", "_descriptors", "_indirect", "_load16", "_mask", "_memory", "_next", "_notify_word",
+        "_peer16", "_rearm16", "_release16", "_seen", "_signalled", "_suppress_word", "_take_index", "_used",
+        "_used_index", "_used_ring", "event_idx", "size",
     )  # fmt: skip
 
     def __init__(self, memory: GuestMemory, ring: Ring, setup: QueueSetup) -> None:
@@ -48,7 +45,7 @@ class SplitQueue:
         self.size = size
         self._mask = size - 1
         self._memory = memory
-        self._event_idx, self._indirect = setup.event_idx, setup.indirect
+        self.event_idx, self._indirect = setup.event_idx, setup.indirect
         self._descriptors, _ = area(memory, setup.desc, 16 * size, 16)
         self._available, driver = area(memory, setup.driver, 6 + 2 * size, 2)
         self._used_ring, device = area(memory, setup.device, 6 + 8 * size, 4)
@@ -69,32 +66,34 @@ class SplitQueue:
         if at == self._seen and not self._look():
             return None
         (head,) = _HEAD(self._available, 4 + 2 * (at & self._mask))
-        readable: Pairs = []
-        writable: Pairs = []
-        self._walk(self._descriptors, self.size, head, readable, writable, self._indirect)
-        chain = make_chain(self._memory, head, readable, writable, 1)
+        chain = Chain(head, [], [], 1)
+        size = self._walk(chain, self._descriptors, self.size, head, self._indirect)
+        if size > MAX_BYTES or chain.fault:
+            raise chain.refusal(size)
         self._next = (at + 1) & 0xFFFF
         return chain
 
     def _look(self) -> bool:
         """Read the available index. It pairs with the driver's barrier between the entries and the index."""
-        seen = self._load16(self._take_index)
-        offered, held = (seen - self._next) & 0xFFFF, (self._next - self._used) & 0xFFFF
-        if offered + held > self.size:  # the sum: stepping back into what is held is a jump, too
+        return self._saw(self._load16(self._take_index))
+
+    def _saw(self, seen: int) -> bool:
+        """The available index is ``seen``: whether there is a buffer."""
+        at = self._next
+        if seen == at:
+            self._seen = seen
+            return False
+        # The sum: stepping back into what is held is a jump, too.
+        if ((seen - at) & 0xFFFF) + ((at - self._used) & 0xFFFF) > self.size:
             raise QueueError(f"the available index jumped from {self._seen} to {seen}")
         self._seen = seen
-        return seen != self._next
+        return True
 
-    def _walk(
-        self,
-        table: memoryview | bytes,
-        entries: int,
-        index: int,
-        readable: Pairs,
-        writable: Pairs,
-        indirect: bool,
-    ) -> None:
-        """Collect a chain's (address, length) pairs from a table. ``indirect``: it may end in another one."""
+    def _walk(self, chain: Chain, table: memoryview | bytes, entries: int, index: int, indirect: bool) -> int:
+        """Add what a table says to ``chain``; returns its bytes. ``indirect``: it may end in another one."""
+        base, end, view, read_only = self._memory.main
+        readable, writable = chain.readable, chain.writable
+        size = 0
         for _ in range(entries):
             if index >= entries:
                 raise QueueError(f"descriptor {index} of {entries} was named")
@@ -103,11 +102,22 @@ class SplitQueue:
                 if not indirect or flags & NEXT:
                     raise QueueError("an indirect descriptor was nested, chained or not negotiated")
                 inner = read_table(self._memory, address, length, self.size)
-                return self._walk(inner, length // 16, 0, readable, writable, False)
+                return size + self._walk(chain, inner, length // 16, 0, False)
             if length:
-                add_part((address, length), flags & WRITE, readable, writable)
+                size += length
+                if flags & WRITE:
+                    whole, views = view, writable
+                elif writable:
+                    raise QueueError(MIXED)
+                else:
+                    whole, views = read_only, readable
+                start = address - base
+                if start >= 0 and start + length <= end:
+                    views.append(whole[start : start + length])
+                else:
+                    chain.add(self._memory, address, length, flags & WRITE)
             if not flags & NEXT:
-                return None
+                return size
             index = following
         raise QueueError(f"a chain of more than {entries} descriptors: it loops")
 
@@ -129,6 +139,11 @@ class SplitQueue:
         self._used = used
         self._release16(self._used_index, used)
 
+    @property
+    def unsignalled(self) -> int:
+        """Buffers given back since the last should_interrupt."""
+        return (self._used - self._signalled) & 0xFFFF
+
     def should_interrupt(self) -> bool:
         """Whether the driver wants to hear of what was completed since the last call. Ask once a pass."""
         new, old = self._used, self._signalled
@@ -137,18 +152,25 @@ class SplitQueue:
         self._signalled = new
         # Pairs with the driver's full barrier between asking for interrupts and looking at the index again.
         word = self._peer16(self._suppress_word)
-        return wants_event(word, new, old) if self._event_idx else not word & _NO_INTERRUPT
+        return wants_event(word, new, old) if self.event_idx else not word & _NO_INTERRUPT
 
     def pause_notify(self) -> None:
         """Tell the driver that it need not notify. An event index left behind does so by itself."""
-        if not self._event_idx:
+        if not self.event_idx:
             self._release16(self._notify_word, _NO_NOTIFY)
 
     def resume_notify(self) -> bool:
-        """Ask to hear of the next buffer. True when one came meanwhile: nothing will be sent for it."""
-        word = self._next if self._event_idx else 0
+        """Ask to hear of the next buffer. True when there is one already: then nothing is asked for."""
+        at = self._next
+        if at != self._seen:
+            return True
         # Pairs with the driver's full barrier between its index and its look at this word.
-        return self._rearm16(self._notify_word, word, self._take_index) != self._next
+        seen = self._rearm16(self._notify_word, at if self.event_idx else 0, self._take_index)
+        if not self._saw(seen):
+            return False
+        if not self.event_idx:
+            self.pause_notify()
+        return True
 
     def close(self) -> None:
         """Let go of guest memory. No other method may be called after it; chains close by themselves."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pyvmm
-from benchmarks import images, peers, report
+from benchmarks import chart, comparisons, images, peers, report
 from pyvmm.errors import PyvmmError
 from pyvmm.lab import guests
 from pyvmm.lab.host import Lab
@@ -27,11 +27,15 @@ _ROOT = Path(__file__).parents[1]
 _PROGRAMS = _ROOT / "tests/guest/programs"
 _INSIDE = ["-m", "benchmarks.inside"]
 _RESULTS = Path(__file__).with_name("results")
-# Which host gives which figures: those of single exits repeat only where instructions are counted.
-_MEASURES = {
-    **dict.fromkeys(("start-up", "whole-run", "memory", "blk", "net", "console", "serial"), "aia"),
-    "exits": "counting",
+# Which lab hosts give which figures; further ones are figures of their own. Those of single exits repeat only
+# where instructions are counted, and disks interrupt in another way where KVM has no interrupt controller.
+MEASURES = {
+    **dict.fromkeys(("start-up", "whole-run", "many", "memory", "idle"), ("aia",)),
+    "blk": ("aia", "plic"),
+    **dict.fromkeys(("net", "console", "serial", "growth"), ("aia",)),
+    "exits": ("counting",),
 }
+HERE = platform.machine() == "riscv64"
 _FEW_EXITS, _MANY_EXITS = 2_000, 32_000
 
 
@@ -39,51 +43,65 @@ def main() -> int:
     """Measure what the command line asks for; figures decide nothing, so 0 also when a goal is missed."""
     options = _parser().parse_args()
     try:
-        result = measure(options.measure or list(_MEASURES), options.rounds, options.flavour)
+        result = measure(options)
     except PyvmmError as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 1
+    rows = comparisons.rows(result["figures"])
+    result["rows"] = [row.data() for row in rows]
+    picture = options.output.with_suffix(".svg")
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(result, indent=2) + "\n")
-    print(report.table(result["figures"]))
-    sys.stdout.flush()
-    _progress(f"the raw figures are in {options.output}")
+    picture.write_text(chart.svg(rows))
+    print(report.table(rows), report.growth_table(result["figures"]), sep="\n\n", flush=True)
+    _progress(f"the raw figures are in {options.output}, the ratios drawn in {picture}")
     return 0
 
 
-def measure(measures: list[str], rounds: int, flavour: str | None) -> dict[str, Any]:
-    """Raw figures and rows of these measures, and what they were measured on.
-
-    ``flavour`` is the lab host for all of them; by default each has the one that suits it.
-    """
-    kinds = {name: flavour or _MEASURES[name] for name in measures}
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Raw figures of the measures asked for, and what they were measured on."""
     figures: dict[str, Any] = {}
-    hosts: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(prefix="pyvmm-benchmarks-") as name:
-        bundle = Path(name)
-        _gather(bundle)
-        for kind in dict.fromkeys(kinds.values()):
-            chosen = [name for name in measures if kinds[name] == kind]
-            _progress(f"measuring {', '.join(chosen)}")
+    measured_on: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="pyvmm-benchmarks-") as directory:
+        bundle = Path(directory)
+        _gather(bundle, options.lkvm)
+        for kind, chosen in hosts(options.measure or list(MEASURES), options.flavour).items():
+            _progress(f"measuring {', '.join(chosen)} ({kind})")
             load = round(os.getloadavg()[0], 1)  # by others, but for what the run before left
-            found = _run({"bundle": str(bundle), "rounds": rounds, "measures": chosen}, kind)
-            figures.update(found["figures"])
-            for measured in chosen:
-                took = {"load before": load, "seconds": found["seconds"][measured]}
-                hosts[measured] = {"flavour": kind, **found["host"], **took}
+            found = _run({"bundle": str(bundle), "rounds": options.rounds, "measures": chosen}, kind)
+            for name in chosen:
+                where = comparisons.at(name, place(name, kind))
+                figures[where] = found["figures"][name]
+                took = {"load before": load, "seconds": found["seconds"][name]}
+                measured_on[where] = {"flavour": kind, **found["host"], **took}
     return {
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "pyvmm": pyvmm.__version__,
         "guest kernel": guests.release(),
         "qemu": peers.qemu_version(),
-        "hosts": hosts,
-        "rows": report.rows(figures),
+        "hosts": measured_on,
         "figures": figures,
     }
 
 
-def _gather(bundle: Path) -> None:
+def hosts(measures: list[str], flavour: str | None) -> dict[str, list[str]]:
+    """What to measure in which lab host, by default in each that suits; or all of it here (HERE)."""
+    found: dict[str, list[str]] = {}
+    for name in measures:
+        for kind in ("local",) if HERE else (flavour,) if flavour else MEASURES[name]:
+            found.setdefault(kind, []).append(name)
+    return found
+
+
+def place(measured: str, kind: str) -> str:
+    """The host's name where it is not the usual one of that measure."""
+    return "" if HERE or kind == MEASURES[measured][0] else kind
+
+
+def _gather(bundle: Path, lkvm: Path | None) -> None:
     """All that the measured programs read, in one directory."""
+    if lkvm:
+        shutil.copy(lkvm, bundle / "lkvm")
     shutil.copyfile(guests.kernel(progress=_progress), bundle / "Image")
     shutil.copyfile(guests.initrd(progress=_progress), bundle / "initrd")
     loads = programs(_PROGRAMS)
@@ -99,7 +117,7 @@ def _gather(bundle: Path) -> None:
 
 def _run(job: dict[str, Any], kind: str) -> dict[str, Any]:
     """Have ``inside.py`` do the job: here where KVM is RISC-V's, else in a lab host."""
-    if platform.machine() == "riscv64":
+    if HERE:
         script = [sys.executable, *_INSIDE]
         done = subprocess.run(
             script, input=json.dumps(job), stdout=subprocess.PIPE, text=True, cwd=_ROOT, check=False
@@ -138,20 +156,28 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "measure",
         nargs="*",
-        choices=[*_MEASURES, []],  # argparse checks the empty list, too
-        help=f"of {', '.join(_MEASURES)} [all]",
+        choices=[*MEASURES, []],  # argparse checks the empty list, too
+        help=f"of {', '.join(MEASURES)} [all]",
         metavar="MEASURE",
     )
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="runs of every program [3]")
     parser.add_argument("--flavour", choices=list(FLAVOURS), help="measure in this lab host only")
+    parser.add_argument("--lkvm", type=_program, metavar="PATH", help="measure this kvmtool for RISC-V, too")
     parser.add_argument(
         "--output",
         type=Path,
         default=_RESULTS / "last.json",
         metavar="PATH",
-        help="where raw figures go [benchmarks/results/last.json]",
+        help="where raw figures go, and a chart beside them [benchmarks/results/last.json]",
     )
     return parser
+
+
+def _program(text: str) -> Path:
+    path = Path(text)
+    if not path.is_file():
+        raise argparse.ArgumentTypeError(f"there is no file {text}")
+    return path
 
 
 if __name__ == "__main__":

@@ -9,16 +9,17 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from benchmarks.guest import Guest, booted
-from benchmarks.programs import PYVMM_SERIAL, QEMU_SERIAL, QUIET, Bench, Figures, interleaved
+from benchmarks.guest import Guest, all_booted
+from benchmarks.programs import MMIO, PCI, QUIET, SERIAL, Bench, Figures, interleaved
 
 _MIB = 1 << 20
 _IMAGE_MIB = 128
 _SECONDS = 2
+TRANSPORTS = (PCI, MMIO)
 # Name of the figure, blkload's name of it, bytes a request, requests in flight.
 RANDOM_READ, DEEP_READ = "random read 4 KiB, depth 1", "random read 4 KiB, depth 16"
 RANDOM_WRITE, SEQUENTIAL = "random write 4 KiB, depth 4", "sequential read 128 KiB"
-_LOADS = {
+LOADS = {
     RANDOM_READ: ("randread", 4096, 1),
     DEEP_READ: ("randread", 4096, 16),
     RANDOM_WRITE: ("randwrite", 4096, 4),
@@ -29,24 +30,22 @@ _RESULT = re.compile(r": ([0-9.]+) ops/s")
 
 def blk(bench: Bench) -> Figures:
     """Requests a second; of sequential reads, bytes. The guest uses O_DIRECT, the host its page cache."""
-    ours, theirs = bench.directory / "pyvmm.img", bench.directory / "qemu.img"
-    for image in (ours, theirs):
-        _fill(image)
-    pyvmm = bench.pyvmm_linux(QUIET, *PYVMM_SERIAL, f"--disk={ours}", full=True)
-    disk = ("-drive", f"if=none,id=disk,format=raw,file={theirs}", "-device", "virtio-blk-pci,drive=disk")
-    qemu = bench.qemu_linux(QUIET, *QEMU_SERIAL, *disk, full=True)
-    with booted(pyvmm) as guest, booted(qemu) as peer:
-        guests = {"pyvmm": guest, "qemu": peer}
-        for one in guests.values():
-            one.run("modprobe virtio_blk && test -b /dev/vda")
-        runs = {
-            f"{program}, {load}": partial(_rate, one, *words)
-            for load, words in _LOADS.items()
-            for program, one in guests.items()
-        }
-        found = interleaved(bench.rounds, runs)
-    ours.unlink()
-    theirs.unlink()
+    found: Figures = {}
+    for transport in TRANSPORTS:
+        programs = bench.guests(QUIET[SERIAL], SERIAL, disk=transport)
+        for program in programs:
+            _fill(bench.image(program))
+        with all_booted(programs) as guests:
+            for guest in guests.values():
+                guest.run(f"modprobe virtio_{transport} 2>/dev/null; modprobe virtio_blk && test -b /dev/vda")
+            runs = {
+                f"{program}, {transport}, {load}": partial(_rate, guest, *words)
+                for load, words in LOADS.items()
+                for program, guest in guests.items()
+            }
+            found |= interleaved(bench.rounds, runs)
+        for program in programs:
+            bench.image(program).unlink()
     return found
 
 

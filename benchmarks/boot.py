@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From exec to the guest, and to its end; and what that takes of memory."""
+"""From exec to the guest, to its user space, and to its end: of one, and of many at once."""
 
 from __future__ import annotations
 
@@ -9,32 +9,26 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
-from benchmarks.guest import PROMPT, Guest
-from benchmarks.programs import (
-    MEM_MIB,
-    PYVMM_SERIAL,
-    PYVMM_VIRTIO,
-    QEMU_SERIAL,
-    QEMU_VIRTIO,
-    QUIET,
-    QUIET_VIRTIO,
-    Argv,
-    Bench,
-    Figures,
-    running,
-    seconds_to_end,
-)
+from benchmarks.guest import Guest
+from benchmarks.programs import QUIET, SERIAL, VIRTIO, Argv, Bench, Figures, running, seconds_to_end
 
+AT_ONCE = 8
+USER_SPACE, POWER_OFF = "user space", "power-off"
+USUAL, EARLY_LOG, SERIAL_LOG = "as usual", "log, early console", "log, serial"
+QUIET_RUN = "quiet"
 _TRACING = Path("/sys/kernel/tracing")
 # How much of its log the guest's kernel prints, and through what.
 _LOGS = {
-    "quiet": QUIET,
-    "log, early console": "console=ttyS0 earlycon=sbi",
-    "log, serial": "console=ttyS0",
+    QUIET_RUN: QUIET[SERIAL],
+    EARLY_LOG: "console=ttyS0 earlycon=sbi",
+    SERIAL_LOG: "console=ttyS0",
 }
-POWER_OFF = " -- poweroff -f"  # busybox's init runs it first
+# busybox's init runs it first. The quotes keep the word out of what the kernel prints of its command line.
+TO_POWER_OFF = " -- eval echo USER''SPACE;poweroff -f"
+_UP = b"USERSPACE"
 
 
 def start_up(bench: Bench) -> Figures:
@@ -42,34 +36,31 @@ def start_up(bench: Bench) -> Figures:
     bare = [sys.executable, "-c", ""]
     found = bench.interleaved(seconds_to_end, {"python3": bare})
     with entry_tracing():
-        return {**found, **bench.interleaved(seconds_to_entry, _at_rest(bench))}
+        return {**found, **bench.interleaved(seconds_to_entry, bench.guests(QUIET[VIRTIO], VIRTIO))}
 
 
 def whole_run(bench: Bench) -> Figures:
-    """Seconds from exec to the end of a guest that powers off as soon as its user space runs."""
-    programs = {}
-    for log, params in _LOGS.items():
-        programs[f"pyvmm, {log}"] = bench.pyvmm_linux(params + POWER_OFF, *PYVMM_SERIAL)
-        programs[f"qemu, {log}"] = bench.qemu_linux(params + POWER_OFF, *QEMU_SERIAL)
-    # pyvmm has a virtio console then; QEMU's default network card would want a file for its boot ROM.
-    programs["pyvmm, as usual"] = bench.pyvmm_linux(POWER_OFF)
-    programs["qemu, as usual"] = bench.qemu_linux(
-        _LOGS["log, serial"] + POWER_OFF, "-nographic", "-nic", "none"
-    )
-    return bench.interleaved(seconds_to_end, programs)
-
-
-def memory(bench: Bench) -> Figures:
-    """Resident bytes beside the guest's RAM, while the guest's shell waits for input."""
-    return bench.interleaved(resident_bytes, _at_rest(bench))
-
-
-def _at_rest(bench: Bench) -> dict[str, Argv]:
-    """Both with a virtio console, which is pyvmm's default."""
-    return {
-        "pyvmm": bench.pyvmm_linux(QUIET_VIRTIO, *PYVMM_VIRTIO),
-        "qemu": bench.qemu_linux(QUIET_VIRTIO, *QEMU_VIRTIO),
+    """Seconds from exec to the init's first word, and to the end of a guest that then powers off."""
+    programs = {
+        f"{program}, {log}": argv
+        for log, params in _LOGS.items()
+        for program, argv in bench.guests(params + TO_POWER_OFF, SERIAL).items()
     }
+    # pyvmm has a virtio console then; QEMU's default network card would want a file for its boot ROM.
+    programs[f"pyvmm, {USUAL}"] = bench.pyvmm_linux(TO_POWER_OFF)
+    qemu = bench.qemu_linux(_LOGS[SERIAL_LOG] + TO_POWER_OFF, "-nographic", "-nic", "none")
+    programs[f"qemu, {USUAL}"] = qemu
+    found = {}
+    for name, times in bench.interleaved(seconds_up_and_down, programs).items():
+        ups, downs = zip(*times, strict=True)
+        found.update({f"{name}, {USER_SPACE}": list(ups), f"{name}, {POWER_OFF}": list(downs)})
+    return found
+
+
+def many(bench: Bench) -> Figures:
+    """Seconds until the last of many guests that were started at once has powered off."""
+    programs = bench.guests(QUIET[SERIAL] + TO_POWER_OFF, SERIAL)
+    return bench.interleaved(partial(seconds_to_end, copies=AT_ONCE), programs)
 
 
 @contextlib.contextmanager
@@ -103,17 +94,14 @@ def seconds_to_entry(argv: Argv) -> float:
     return float(line.partition(": kvm_entry:")[0].split()[-1]) - start
 
 
-def resident_bytes(argv: Argv) -> float:
-    """What of a program is in memory, but for the guest's RAM, when the guest's shell prompts."""
+def seconds_up_and_down(argv: Argv) -> tuple[float, float]:
+    """How long a program takes to the first word of its guest's init, and to its own good end."""
+    start = time.monotonic()
     with running(argv) as process:
-        Guest(process).read_until(PROMPT)
-        return without_guest_ram(Path(f"/proc/{process.pid}/smaps").read_text())
-
-
-def without_guest_ram(smaps: str) -> int:
-    """The sum of Rss, in bytes, over all mappings but the largest, which is the guest's RAM."""
-    sizes = [int(line.split()[1]) for line in smaps.splitlines() if line.startswith("Size:")]
-    resident = [int(line.split()[1]) for line in smaps.splitlines() if line.startswith("Rss:")]
-    if max(sizes) < MEM_MIB * 1024:
-        sys.exit("no mapping is large enough for the guest's RAM")
-    return (sum(resident) - resident[sizes.index(max(sizes))]) * 1024
+        Guest(process).read_until(_UP)
+        up = time.monotonic()
+        process.communicate()
+        down = time.monotonic()
+    if process.returncode:
+        sys.exit(f"{' '.join(argv)}: exit status {process.returncode}")
+    return up - start, down - start

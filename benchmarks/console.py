@@ -7,19 +7,8 @@ import sys
 import time
 from functools import partial
 
-from benchmarks.guest import Guest, booted
-from benchmarks.programs import (
-    PYVMM_SERIAL,
-    PYVMM_VIRTIO,
-    QEMU_SERIAL,
-    QEMU_VIRTIO,
-    QUIET,
-    QUIET_VIRTIO,
-    Argv,
-    Bench,
-    Figures,
-    interleaved,
-)
+from benchmarks.guest import Guest, all_booted
+from benchmarks.programs import QUIET, SERIAL, VIRTIO, Bench, Figures, interleaved
 
 _SIZE, _SERIAL_SIZE = 1 << 20, 128 << 10
 _DATA = b"x"  # in none of the commands
@@ -28,28 +17,21 @@ _BEGIN, _END = "BE''GIN", "E''ND"  # so that their echo is not what is waited fo
 
 def console(bench: Bench) -> Figures:
     """Bytes a second of a mebibyte through the virtio console."""
-    pyvmm = bench.pyvmm_linux(QUIET_VIRTIO, *PYVMM_VIRTIO)
-    return _rates(bench, pyvmm, bench.qemu_linux(QUIET_VIRTIO, *QEMU_VIRTIO), _SIZE)
+    return _rates(bench, VIRTIO, _SIZE)
 
 
 def serial(bench: Bench) -> Figures:
     """Bytes a second of 128 KiB through the serial port."""
-    pyvmm = bench.pyvmm_linux(QUIET, *PYVMM_SERIAL)
-    return _rates(bench, pyvmm, bench.qemu_linux(QUIET, *QEMU_SERIAL), _SERIAL_SIZE)
+    return _rates(bench, SERIAL, _SERIAL_SIZE)
 
 
-def _rates(bench: Bench, pyvmm: Argv, qemu: Argv, size: int) -> Figures:
+def _rates(bench: Bench, console: str, size: int) -> Figures:
     """Bytes a second, without what the terminal adds: the guest's is raw."""
-    with booted(pyvmm) as guest, booted(qemu) as peer:
-        for where in (guest, peer):
-            where.run(f"dd if=/dev/zero bs=4096 count={size // 4096} 2>/dev/null | tr '\\0' x >/tmp/data")
-        return interleaved(
-            bench.rounds,
-            {
-                "pyvmm": partial(_bytes_a_second, guest, size),
-                "qemu": partial(_bytes_a_second, peer, size),
-            },
-        )
+    with all_booted(bench.guests(QUIET[console], console)) as guests:
+        for guest in guests.values():
+            guest.run(f"dd if=/dev/zero bs=4096 count={size // 4096} 2>/dev/null | tr '\\0' x >/tmp/data")
+        runs = {name: partial(_bytes_a_second, guest, size) for name, guest in guests.items()}
+        return interleaved(bench.rounds, runs)
 
 
 def _bytes_a_second(guest: Guest, size: int) -> float:

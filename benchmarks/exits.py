@@ -5,11 +5,15 @@ from __future__ import annotations
 
 import resource
 
-from benchmarks.programs import PYVMM_SERIAL, Argv, Bench, Figures, seconds_to_end
+from benchmarks import growth
+from benchmarks.programs import Argv, Bench, Figures, seconds_to_end
 
 
 def exits(bench: Bench) -> Figures:
-    """CPU seconds an exit: how much more a run takes with more of them, divided by how many more."""
+    """CPU seconds an exit: how much more a run takes with more of them, divided by how many more.
+
+    Stores also with more devices on the bus, which are not what is stored to.
+    """
     counts = [int(path.suffix[1:]) for path in sorted(bench.directory.glob("stores.*"))]
     few, many = min(counts), max(counts)
 
@@ -22,7 +26,12 @@ def exits(bench: Bench) -> Figures:
     for access in ("stores", "loads"):
         image = str(bench.directory / access)
         programs[f"C, {access}"] = [str(bench.directory / "kvm_loop"), image]
-        programs[f"pyvmm, {access}"] = bench.pyvmm(*PYVMM_SERIAL, image)
+        programs[f"pyvmm, {access}"] = bench.pyvmm("--console=serial", image)
+    image = str(bench.directory / "stores")
+    for count in growth.AXES[growth.DEVICES]:
+        devices = growth.devices(count)
+        subject = growth.name(growth.DEVICES, count, growth.STORE)
+        programs[subject] = bench.pyvmm("--console=serial", "--virtio-transport=mmio", *devices, image)
     return bench.interleaved(measure, programs)
 
 

@@ -9,7 +9,7 @@ import re
 import select
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from benchmarks.programs import Argv, running
 
@@ -24,6 +24,7 @@ class Guest:
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdin is not None
         assert process.stdout is not None
+        self.pid = process.pid
         self._name = str(process.args)
         self._input = process.stdin.fileno()
         self._output = process.stdout.fileno()
@@ -70,3 +71,10 @@ def booted(argv: Argv) -> Iterator[Guest]:
         guest = Guest(process)
         guest.read_until(PROMPT)
         yield guest
+
+
+@contextlib.contextmanager
+def all_booted(programs: Mapping[str, Argv]) -> Iterator[dict[str, Guest]]:
+    """Guests side by side: while one is measured, the others idle."""
+    with contextlib.ExitStack() as stack:
+        yield {name: stack.enter_context(booted(argv)) for name, argv in programs.items()}

@@ -16,18 +16,21 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import blk, boot, console, exits, net
+from benchmarks import blk, boot, console, exits, growth, idle, memory, net
 from benchmarks.programs import Bench, seconds_to_end
 
 MEASURES = {
     "start-up": boot.start_up,
     "whole-run": boot.whole_run,
-    "memory": boot.memory,
+    "many": boot.many,
+    "memory": memory.memory,
+    "idle": idle.idle,
     "exits": exits.exits,
     "blk": blk.blk,
     "net": net.net,
     "console": console.console,
     "serial": console.serial,
+    "growth": growth.growth,
 }
 
 
@@ -42,11 +45,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         shutil.copytree(job["bundle"], directory, dirs_exist_ok=True)
-        os.chdir(
-            directory
-        )  # where python3 -m looks first; the lab's shared files would be part of the figures
+        # Where python3 -m looks first; the lab's shared files would be part of the figures.
+        os.chdir(directory)
         bench = Bench(directory, job["rounds"])
-        seconds_to_end(bench.pyvmm_linux(boot.POWER_OFF))  # what Python compiles once and keeps
+        seconds_to_end(bench.pyvmm_linux(boot.TO_POWER_OFF))  # what Python compiles once and keeps
         for measure in job["measures"]:
             start = time.monotonic()
             figures[measure] = MEASURES[measure](bench)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TCP between a guest and its host, each way: over a tap with vhost-net and without, and over user mode.
+"""TCP between a guest and its host, each way and to and fro, over taps and over user mode.
 
 Each guest has one card of each kind. User mode is passt for pyvmm, and slirp for QEMU.
 """
@@ -15,29 +15,40 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.guest import Guest, booted
-from benchmarks.programs import PYVMM_SERIAL, QEMU_SERIAL, QUIET, Argv, Bench, Figures, interleaved
+from benchmarks.programs import QEMU_CONSOLES, QUIET, SERIAL, Argv, Bench, Figures, interleaved
 
 VHOST, TAP, USER = "vhost", "tap", "user"
 SEND, RECEIVE = "send", "receive"  # as the guest sees it
+REQUESTS = "requests"
 _CARDS = (VHOST, TAP, USER)  # eth0, eth1, eth2
 _MIB = {VHOST: 64, TAP: 48, USER: 16}  # a second or so each
+_REQUESTS = "1000"  # a second or two
 _PORT = 7011
-_RESULT = re.compile(r" ok, ([0-9.]+) MiB/s")
+_RESULT = re.compile(r" ok, ([0-9.]+) (MiB)?/s")
+_MIB_SIZE = 1 << 20
 
 
 def net(bench: Bench) -> Figures:
-    """Bytes a second, checked by a sum at each end."""
+    """Bytes a second, checked by a sum at each end; over taps also requests of a byte, one by one."""
     server = bench.directory / "programs" / "netload"
     with _server(server), booted(_pyvmm(bench)) as guest, booted(_qemu(bench)) as peer:
         guests = {"pyvmm": guest, "qemu": peer}
         hosts = {"pyvmm": _configure(guest, "pyvmm", 10), "qemu": _configure(peer, "qemu", 20)}
         runs = {
-            f"{program}, {card}, {way}": partial(_bytes_a_second, one, way, hosts[program][card], _MIB[card])
-            for card in _CARDS
-            for way in (SEND, RECEIVE)
+            f"{program}, {card}, {load}": partial(_rate, one, load, hosts[program][card], amount)
+            for card, loads in _loads().items()
+            for load, amount in loads.items()
             for program, one in guests.items()
         }
         return interleaved(bench.rounds, runs)
+
+
+def _loads() -> dict[str, dict[str, str]]:
+    """For each card, netload's names for what is measured, and how much of it."""
+    loads = {card: dict.fromkeys((SEND, RECEIVE), f"{mib}M") for card, mib in _MIB.items()}
+    for card in (VHOST, TAP):
+        loads[card][REQUESTS] = _REQUESTS
+    return loads
 
 
 @contextlib.contextmanager
@@ -69,7 +80,7 @@ def _pyvmm(bench: Bench) -> Argv:
         USER: "user",
     }
     words = [f"--network={cards[card]},mac={_mac(card)}" for card in _CARDS]
-    return bench.pyvmm_linux(QUIET, *PYVMM_SERIAL, *words, full=True)
+    return bench.pyvmm_linux(QUIET[SERIAL], "--console=serial", *words, full=True)
 
 
 def _qemu(bench: Bench) -> Argv:
@@ -82,7 +93,7 @@ def _qemu(bench: Bench) -> Argv:
     for card in _CARDS:
         words += ["-netdev", f"{ends[card]},id={card}"]
         words += ["-device", f"virtio-net-pci,netdev={card},mac={_mac(card)},romfile="]
-    return bench.qemu_linux(QUIET, *QEMU_SERIAL, *words, full=True)
+    return bench.qemu_linux(QUIET[SERIAL], *QEMU_CONSOLES[SERIAL], *words, full=True)
 
 
 def _configure(guest: Guest, program: str, net_number: int) -> dict[str, str]:
@@ -104,13 +115,13 @@ def _configure(guest: Guest, program: str, net_number: int) -> dict[str, str]:
     return hosts
 
 
-def _bytes_a_second(guest: Guest, way: str, host: str, mib: int) -> float:
-    return bytes_a_second(guest.run(f"netload {way} {host} {_PORT} {mib}M"))
+def _rate(guest: Guest, load: str, host: str, amount: str) -> float:
+    return rate(guest.run(f"netload {load} {host} {_PORT} {amount}"))
 
 
-def bytes_a_second(said: str) -> float:
-    """The figure in what netload printed."""
+def rate(said: str) -> float:
+    """The figure in what netload printed: bytes, or requests, a second."""
     found = _RESULT.search(said)
     if not found:
         sys.exit(f"netload gave no figure: {said}")
-    return float(found[1]) * (1 << 20)
+    return float(found[1]) * (_MIB_SIZE if found[2] else 1)

@@ -44,7 +44,7 @@ def qemu(progress: Progress = quiet) -> Path:
 def qemu_version() -> str:
     """The version of the Debian package that ``qemu`` was taken from."""
     packages = store.read_json(qemu().parent / "manifest.json")["packages"]
-    return next(package["version"] for package in packages if package["name"] == "qemu-system-riscv")
+    return next(str(package["version"]) for package in packages if package["name"] == "qemu-system-riscv")
 
 
 def kvm_loop() -> Path:

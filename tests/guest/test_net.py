@@ -207,6 +207,7 @@ def test_passt_carries_pings_100_mib_each_way_and_published_ports(user_guest, we
 
 def test_passt_works_on_mmio(user_guest, web):
     guest = user_guest(transport="mmio")
+    assert guest.run("cat /sys/class/net/eth0/mtu").strip() == "65520"
     move_data(guest, guest.gateway, web, SMALL)
     off(guest)
 

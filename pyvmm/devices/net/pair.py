@@ -43,7 +43,7 @@ if TYPE_CHECKING:
             Raises BlockingIOError when there is none, and OSError when there will be none any more.
             """
 
-        def send(self, views: Sequence[memoryview | bytes]) -> bool:
+        def send(self, views: Sequence[memoryview]) -> bool:
             """Send a frame. False: not now, but when ``fd`` is writable. Raises OSError: not this one.
 
             ConnectionError: nor any other.
@@ -316,7 +316,7 @@ class Pair:
 
     def _transmit(self, chain: Chain) -> bool:
         """Send one frame. False when it has to wait."""
-        views: Sequence[memoryview | bytes] = chain.readable
+        views: Sequence[memoryview] = chain.readable
         size = total(chain.readable)
         if not _SMALLEST_FRAME <= size <= netbits.LARGEST_FRAME:
             self._counters.malformed += 1
@@ -324,7 +324,7 @@ class Pair:
             self._counters.tx_dropped += 1
         else:
             if len(views) > _MOST_VIEWS:
-                views = [gather(chain.readable)]
+                views = [memoryview(gather(chain.readable))]
             try:
                 if not self._port.send(views):
                     self._held = chain

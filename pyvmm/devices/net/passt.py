@@ -20,7 +20,7 @@ import time
 
 from pyvmm.devices.net import bits as netbits
 from pyvmm.devices.virtio.bits import feature_set
-from pyvmm.devices.virtio.chain import scatter
+from pyvmm.devices.virtio.chain import gather, scatter, split
 from pyvmm.errors import ConfigError
 
 TYPE_CHECKING = False
@@ -93,7 +93,7 @@ class PasstPort:
             raise ConnectionError(0, "passt has ended")
         self._end = end + count
 
-    def send(self, views: Sequence[memoryview | bytes]) -> bool:
+    def send(self, views: Sequence[memoryview]) -> bool:
         """Send a frame without its header. False: not now. Raises ConnectionError when passt has ended."""
         if not self.flush():
             return False
@@ -101,14 +101,15 @@ class PasstPort:
         skip = netbits.HEADER_SIZE
         while skip >= len(rest[0]):
             skip -= len(rest.pop(0))
-        rest[0] = memoryview(rest[0])[skip:]
+        rest[0] = rest[0][skip:]
         size = sum(map(len, rest))
+        rest.insert(0, memoryview(_LENGTH.pack(size)))
         try:
-            done = self._socket.sendmsg([_LENGTH.pack(size), *rest])
+            done = self._socket.sendmsg(rest)
         except BlockingIOError:
             return False
         if done < _LENGTH.size + size:
-            self._unsent = b"".join([_LENGTH.pack(size), *rest])[done:]
+            self._unsent = gather(split(rest, done)[1])
         return True
 
     def flush(self) -> bool:

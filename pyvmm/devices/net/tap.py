@@ -64,7 +64,7 @@ class TapPort:
         self.overflow = self._spare[: max(0, count - room)]
         return count
 
-    def send(self, views: Sequence[memoryview | bytes]) -> bool:
+    def send(self, views: Sequence[memoryview]) -> bool:
         """Send a frame. False: not now, but when the descriptor is writable. Raises OSError."""
         try:
             os.writev(self.fd, views)

@@ -57,6 +57,9 @@ _IN, _OUT, _ERR, _HUP = 1, 4, 8, 16  # EPOLL bits
 # After so much others have their turn, and the driver its interrupt: it then works on these frames while the
 # next ones are received.
 _FRAMES_PER_PASS, _BYTES_PER_PASS = 64, 1 << 16
+# Where a pass took one frame, as with answers, the next ones are expected to. A look in vain for another is a
+# system call for which the driver's interrupt waits; the loop looks anyway.
+_ALONE_PASSES = 15
 _MOST_VIEWS = 1023  # of IOV_MAX, 1024; one is the port's own
 _SMALLEST_FRAME = netbits.HEADER_SIZE + netbits.ETHERNET_HEADER
 _CLOSED = "the host's end was closed"
@@ -108,6 +111,7 @@ class Pair:
         self._views: list[memoryview] = []  # all of their pieces: every frame costs a look at each
         self._frame = 0  # size of the frame that is being received
         self._rest = port.overflow  # what of it is not in the buffers yet
+        self._alone = 0  # in so many passes one frame is taken, without a look for another
         self._held: Chain | None = None  # taken from the driver, not sent yet
 
     def start(self) -> None:
@@ -194,13 +198,18 @@ class Pair:
     def _receive(self) -> None:
         """Take frames until there is none, or no buffer for it, or others must have their turn."""
         left = _BYTES_PER_PASS
-        for _ in range(_FRAMES_PER_PASS):
+        for count in range(_FRAMES_PER_PASS):
             if not (self._frame or self._fetch()):
+                if count == 1:
+                    self._alone = _ALONE_PASSES
                 return
             left -= self._frame
             if not self._place():
                 return
             if left <= 0:
+                break
+            if self._alone:
+                self._alone -= 1
                 break
         if self._port.in_hand:
             self._session.kick(self._rx)

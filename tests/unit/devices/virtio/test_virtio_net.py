@@ -286,6 +286,33 @@ class TestReceive:
         rig.loop.run()
         assert b"".join(rig.received()) == bytes(10) + b"\x10\x00" + frame(65000, 2)
 
+    def test_port_whose_frames_come_alone_is_not_asked_for_another_each_time(self, make, monkeypatch):
+        rig = make()
+        port = rig.tap.end.ports[0]
+        receive, calls = port.receive, []
+        monkeypatch.setattr(port, "receive", lambda *views: calls.append(views) or receive(*views))
+        for number in range(netpair._ALONE_PASSES + 2):
+            for _ in range(rig.drivers[RX].free_slots):
+                rig.drivers[RX].add_chain([], [2000])
+            rig.kick(RX)
+            calls.clear()
+            rig.arrive(frame(60, number))
+            assert rig.received() == [bytes(10) + b"\x01\x00" + frame(60, number)]
+            assert len(calls) == (2 if number % (netpair._ALONE_PASSES + 1) == 0 else 1)
+
+    def test_frames_after_some_that_came_alone_all_arrive(self, make):
+        rig = make()
+        rig.offer(2000)
+        rig.arrive(frame(60))
+        rig.received()
+        for _ in range(8):
+            rig.drivers[RX].add_chain([], [2000])
+        rig.kick(RX)
+        for number in range(8):
+            rig.wire.send(HEADER + frame(60, number))
+        rig.loop.run()
+        assert rig.received() == [bytes(10) + b"\x01\x00" + frame(60, number) for number in range(8)]
+
     def test_large_frames_that_waited_for_buffers_all_arrive(self, make):
         rig = make(size=64)
         for number in range(3):

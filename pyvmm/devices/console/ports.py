@@ -12,7 +12,7 @@ ends what it has to do with one, ``attach`` begins again with the next.
 
 from __future__ import annotations
 
-from pyvmm.devices.virtio.chain import gather, scatter, split
+from pyvmm.devices.virtio.chain import scatter, split
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -62,25 +62,38 @@ class Output:
 
     def pump(self) -> bool:
         """Send what can be sent; whether that was everything. A bounded part at a time."""
-        ring = self._queue.ring
+        queue = self._queue
+        ring = queue.ring
         if ring is None:
             return True
-        ring.pause_notify()
-        for _ in range(self._queue.size):
-            if self._chain is None and not self._take():
-                return True
+        if not ring.event_idx:
+            ring.pause_notify()
+        for _ in range(queue.size):
+            chain = self._chain
+            if chain is None:
+                chain = queue.pop()
+                if chain is None:
+                    if ring.resume_notify():
+                        continue
+                    return True
+                self._chain, self._rest = chain, chain.readable
             if self._rest:
                 count = self._send(self._rest)
                 if not count:
                     return False
                 self.taken(count)
-            self._complete_if_sent()
-        self._session.kick(self._queue)
+            if not self._rest:
+                self._chain = None
+                queue.complete(chain, 0)
+                if not ring.resume_notify():
+                    return True
+        self._session.kick(queue)
         return False
 
     def taken(self, count: int) -> None:
         """The host end took ``count`` more bytes."""
-        self._rest = split(self._rest, count)[1]
+        rest = self._rest
+        self._rest = [] if len(rest) == 1 and len(rest[0]) == count else split(rest, count)[1]
 
     def drain(self) -> list[memoryview]:
         """All that is in the queue now, for good: none of it is given back."""
@@ -95,8 +108,9 @@ class Output:
     def discard(self) -> None:
         """Give back everything that is in the queue now, unsent."""
         for _ in range(self._queue.size):
-            self._rest = []
-            self._complete_if_sent()
+            chain, self._chain, self._rest = self._chain, None, []
+            if chain is not None:
+                self._queue.complete(chain, 0)
             if not self._take():
                 return
 
@@ -106,14 +120,10 @@ class Output:
 
     def _take(self) -> bool:
         self._chain = next_chain(self._queue)
-        if self._chain is not None:
-            self._rest = [view for view in self._chain.readable if len(view)]
-        return self._chain is not None
-
-    def _complete_if_sent(self) -> None:
-        if self._chain is not None and not self._rest:
-            chain, self._chain = self._chain, None
-            self._queue.complete(chain, 0)
+        if self._chain is None:
+            return False
+        self._rest = self._chain.readable
+        return True
 
 
 class Port:
@@ -235,7 +245,7 @@ class ScreenPort(Port):
         session = self._session
         if self._full or session is None:
             return 0
-        data = gather(views, _PIECE)
+        data = bytes(views[0][:_PIECE])
         if not self.heard:
             self.heard = True
             self.work_input()

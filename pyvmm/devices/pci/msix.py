@@ -193,13 +193,13 @@ class Msix(Capability):
 
         A vector that does not exist is counted and sends nothing.
         """
-        if not self.replaces_intx:
+        if not self.MESSAGE_CONTROL & _ENABLE:
             return False
-        line = self.line(vector)
-        if line is None:
-            self.odd += 1
+        lines = self.table.lines
+        if 0 <= vector < len(lines):
+            lines[vector].signal()
         else:
-            line.signal()
+            self.odd += 1
         return True
 
     def close(self) -> None:

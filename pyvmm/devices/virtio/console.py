@@ -47,6 +47,11 @@ _DEVICE_READY, _PORT_ADD, _PORT_READY, _CONSOLE_PORT, _RESIZE, _PORT_OPEN, _PORT
 _EVENTS = (_PORT_ADD, _CONSOLE_PORT, _PORT_NAME, _RESIZE, _PORT_OPEN)
 _TELL_ADD, _TELL_CONSOLE, _TELL_NAME, _TELL_RESIZE, _TELL_OPEN = (1 << bit for bit in range(5))
 
+
+def _nothing() -> None:
+    """There is no port."""
+
+
 _SYSRQ = b"\x0f"  # ^O: what Linux's hvc takes for the first half of SysRq
 
 
@@ -91,6 +96,7 @@ class Console(VirtioDevice):
             self.at_once = (_SCREEN_OUT,)
         self._console = ScreenPort(screen, on_room) if screen is not None else None
         self._ports: tuple[Port | None, ...] = (self._console, *ports)
+        self._kicks = self._what_kicks_do()
         self._owned: Sequence[Port] = ()
         self._session: Session | None = None
         self._columns = self._rows = 0
@@ -224,15 +230,15 @@ class Console(VirtioDevice):
 
     def on_kick(self, queue: ActiveQueue) -> None:
         """See VirtioDevice."""
-        if queue.index == _CONTROL_IN:
-            self._tell()
-        elif queue.index == _CONTROL_OUT:
-            self._hear(queue)
-        elif (port := self._port_of(queue)) is not None:
-            if queue.index % 2:
-                port.work_output()
-            else:
-                port.work_input()
+        self._kicks[queue.index]()
+
+    def _what_kicks_do(self) -> tuple[Callable[[], None], ...]:
+        """What to do for each queue. They come in pairs, the second of which is for control."""
+        kicks: list[Callable[[], None]] = []
+        for port in self._ports:
+            kicks += (_nothing, _nothing) if port is None else (port.work_input, port.work_output)
+        kicks[_CONTROL_IN:_CONTROL_IN] = self._tell, self._hear
+        return tuple(kicks)
 
     def on_queue_stop(self, queue: ActiveQueue) -> None:
         """See VirtioDevice."""
@@ -249,7 +255,10 @@ class Console(VirtioDevice):
 
     # Control messages from the driver
 
-    def _hear(self, queue: ActiveQueue) -> None:
+    def _hear(self) -> None:
+        if self._session is None:
+            return
+        queue = self._session.queues[_CONTROL_OUT]
         for chain in queue.chains():
             message = gather(chain.readable, _MESSAGE.size)
             queue.complete(chain, 0)

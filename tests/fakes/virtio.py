@@ -66,6 +66,7 @@ class Rig:
         device,
         *,
         packed: bool = False,
+        event_idx: bool = False,
         size: int = 16,
         memory: GuestMemory | None = None,
         services: Services | None = None,
@@ -84,7 +85,13 @@ class Rig:
         self.core = VirtioCore(device, self.interrupts, self.memory, Ring(), self.services, self.doorbells)
         # Rings and buffers of queue i live in a part of memory of its own.
         self.drivers = [
-            FakeDriver(self.memory, packed=packed, size=min(size, largest), base=RAM + 0x4_0000 * index)
+            FakeDriver(
+                self.memory,
+                packed=packed,
+                event_idx=event_idx,
+                size=min(size, largest),
+                base=RAM + 0x4_0000 * index,
+            )
             for index, largest in enumerate(device.queue_sizes)
         ]
 

@@ -211,6 +211,20 @@ def test_banks_are_in_the_order_of_their_addresses():
         assert [(bank.base, bank.kind) for bank in mem.banks] == [(BASE, DEVICE), (BASE + MIB, RAM)]
 
 
+def test_main_bank_is_the_largest_of_ram():
+    with GuestMemory() as mem:
+        assert mem.main[:2] == (0, 0)
+        mem.add(BASE, PAGE)
+        mem.add(BASE + MIB, 8 * PAGE, kind=DEVICE)
+        mem.add(BASE + 2 * MIB, 4 * PAGE)
+        base, size, view, read_only = mem.main
+        assert (base, size, len(view)) == (BASE + 2 * MIB, 4 * PAGE, 4 * PAGE)
+        assert read_only.readonly
+        view[0] = 7
+        assert mem.read(base, 1) == bytes([read_only[0]]) == b"\x07"
+    assert mem.main[:2] == (0, 0)
+
+
 def test_close_with_a_view_alive_names_the_bank_and_can_be_tried_again():
     mem = GuestMemory()
     mem.add(BASE, PAGE)

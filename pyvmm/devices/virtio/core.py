@@ -265,6 +265,8 @@ class VirtioCore:
             ActiveQueue(session, index, doorbell.fd) for index, doorbell in enumerate(self._doorbells)
         )
         for queue in session.queues:
+            if queue.index in self.device.at_once and bits.has(session.features, bits.F_EVENT_IDX):
+                session.interrupt_late(queue)
             if self.registers[queue.index].enabled:
                 session.enter(self._make_ring, queue)
                 if positions is not None and queue.ring is not None:
@@ -431,4 +433,5 @@ class VirtioCore:
         assert session is not None
         for queue in session.queues:
             if session.alive and queue.ring is not None and not queue.offloaded:
+                session.used(queue)  # an interrupt may have been put off
                 session.kick(queue)

@@ -45,7 +45,8 @@ class VirtioDevice(RegisterDevice):
         super().__init__(**counts)
         self.queue_sizes = queue_sizes
         #: Queues whose notifications exit, and are worked on the vCPU's thread: for drivers that spin until
-        #: they are, to which the I/O thread would always be late. ``on_kick`` must not block for them.
+        #: they are, to which the I/O thread would always be late. ``on_kick`` must not block for them. The
+        #: interrupts for them may come late, see ``pacing``.
         self.at_once: tuple[int, ...] = ()
         #: Bits of the driver or device area this device has no use for: never offered to the driver.
         self.withheld = 0

@@ -39,8 +39,8 @@ class PackedQueue:
 
     __slots__ = (
         "_descriptors", "_driver_event", "_flags", "_in_flight", "_indirect", "_load16", "_memory", "_next",
-        "_notify_word", "_peek", "_peer32", "_rearm32", "_release16", "_release32", "_used", "_used_wrap",
-        "_wrap", "event_idx", "size", "unsignalled",
+        "_notify_word", "_peek", "_peer32", "_rearm32", "_release16", "_release32", "_unsignalled", "_used",
+        "_used_wrap", "_wrap", "event_idx", "size",
     )  # fmt: skip
 
     def __init__(self, memory: GuestMemory, ring: Ring, setup: QueueSetup) -> None:
@@ -64,7 +64,7 @@ class PackedQueue:
         self._next = self._used = 0
         self._wrap = self._used_wrap = 1
         self._in_flight = 0  # slots taken and not given back
-        self.unsignalled = 0  # slots given back since the last should_interrupt
+        self._unsignalled = 0  # slots given back since the last should_interrupt
 
     def pop(self) -> Chain | None:
         """The next buffer the driver made available, or None. Raises QueueError."""
@@ -157,16 +157,16 @@ class PackedQueue:
             self._used_wrap ^= 1
         self._used = at
         self._in_flight -= slots
-        self.unsignalled += slots
+        self._unsignalled += slots
         chain.close()
         return place, flags | WRITE if written else flags
 
     def should_interrupt(self) -> bool:
         """Whether the driver wants to hear of what was completed since the last call. Ask once a pass."""
-        count = self.unsignalled
+        count = self._unsignalled
         if not count:
             return False
-        self.unsignalled = 0
+        self._unsignalled = 0
         # Pairs with the driver's full barrier between asking for interrupts and looking at the ring again.
         event = self._peer32(self._driver_event)
         if not self.event_idx or event >> 16 != _AT_DESCRIPTOR:
@@ -174,7 +174,7 @@ class PackedQueue:
         at = event & 0x7FFF
         if event >> 15 & 1 != self._used_wrap:  # in the lap before
             at -= self.size
-        return wants_event(at, self._used, self._used - min(count, 0xFFFF))
+        return wants_event(at, self._used, self._used - min(count, self.size))
 
     def pause_notify(self) -> None:
         """Tell the driver that it need not notify."""
@@ -207,11 +207,11 @@ class PackedQueue:
             "available_wrap": self._wrap,
             "used": self._used,
             "used_wrap": self._used_wrap,
-            "unsignalled": self.unsignalled,
+            "unsignalled": self._unsignalled,
         }
 
     def load_state(self, state: dict[str, int]) -> None:
         """Go on from where ``state()`` was taken, on the same guest memory."""
         self._next, self._used = state["available"] % self.size, state["used"] % self.size
         self._wrap, self._used_wrap = state["available_wrap"] & 1, state["used_wrap"] & 1
-        self.unsignalled = state["unsignalled"]
+        self._unsignalled = state["unsignalled"]

@@ -57,10 +57,6 @@ class Virtqueue(Protocol):
     #: VIRTIO_F_EVENT_IDX was negotiated: each side hears once of what it asked for, and then nothing more.
     event_idx: bool
 
-    @property
-    def unsignalled(self) -> int:
-        """How much was given back since the last should_interrupt: buffers, or descriptors when packed."""
-
     def pop(self) -> Chain | None:
         """The next buffer the driver made available, or None. Raises QueueError."""
 

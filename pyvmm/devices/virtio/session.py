@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from pyvmm.devices.base import Loop, Timer, Watch, Workers
     from pyvmm.devices.virtio.chain import Chain
+    from pyvmm.devices.virtio.pacing import LateInterrupts, Pace
     from pyvmm.devices.virtio.queue import QueueSetup, Virtqueue
     from pyvmm.memory import GuestMemory
 
@@ -52,7 +53,10 @@ class ActiveQueue:
     ``kick_fd`` is the eventfd the driver's notifications arrive on.
     """
 
-    __slots__ = ("_chains", "_session", "has_turn", "index", "kick_fd", "offloaded", "ring", "setup", "size")
+    __slots__ = (
+        "_chains", "_session", "has_turn", "has_used", "index", "kick_fd", "offloaded", "pace", "ring",
+        "setup", "size",
+    )  # fmt: skip
 
     def __init__(self, session: Session, index: int, kick_fd: int) -> None:
         self._session = session
@@ -67,6 +71,10 @@ class ActiveQueue:
         self.offloaded = False
         #: A kick of our own is on its way.
         self.has_turn = False
+        #: Chains were given back in this callback.
+        self.has_used = False
+        #: Of a queue whose interrupts may come late.
+        self.pace: Pace | None = None
 
     @property
     def in_flight(self) -> int:
@@ -91,21 +99,21 @@ class ActiveQueue:
         ring = self.ring
         if ring is None:
             return
-        ring.pause_notify()
+        if not ring.event_idx:
+            ring.pause_notify()
         for _ in range(self.size):
-            chain = self.pop()
-            if chain is None:
-                if not ring.resume_notify():
+            chain = ring.pop()
+            if chain is not None:
+                self._chains.add(chain)
+                yield chain
+                if self.ring is not ring:
                     return
-                ring.pause_notify()
-                continue
-            yield chain
-            if self.ring is not ring:
+            if not ring.resume_notify():
                 return
         self._session.kick(self)
 
     def wait_for_chains(self) -> bool:
-        """Ask for a kick when the driver adds a chain. True: it just did, and no kick will come for it."""
+        """Ask for a kick when the driver adds a chain. True: there is one already, and no kick will come."""
         return self.ring is not None and self.ring.resume_notify()
 
     def complete(self, chain: Chain, written: int) -> None:
@@ -113,10 +121,12 @@ class ActiveQueue:
 
         A chain from before the queue was reset is dropped.
         """
-        if chain in self._chains and self.ring is not None:
+        ring = self.ring
+        if ring is not None and chain in self._chains:
             self._chains.remove(chain)
-            self.ring.complete(chain, min(written, _MOST_WRITTEN))
-            self._session.completed(self)
+            ring.complete(chain, written if written < _MOST_WRITTEN else _MOST_WRITTEN)
+            if not self.has_used:
+                self._session.used(self)
 
     def complete_together(self, completions: Sequence[tuple[Chain, int]]) -> None:
         """Like ``complete`` for several chains, which the driver sees all at once."""
@@ -126,7 +136,8 @@ class ActiveQueue:
         if mine and self.ring is not None:
             self._chains.difference_update(chain for chain, _ in mine)
             self.ring.complete_all(mine)
-            self._session.completed(self)
+            if not self.has_used:
+                self._session.used(self)
 
     def forget_chains(self) -> None:
         """The queue was reset: nothing taken from it will be given back."""
@@ -160,7 +171,8 @@ class Session:
         self._lock = lock
         self._interrupt = interrupt
         self._fail = fail
-        self._dirty: list[ActiveQueue] = []
+        self._used: list[ActiveQueue] = []  # those with chains given back in this callback
+        self._late: LateInterrupts | None = None
         # Kept here and not in the loop: it holds views of guest memory, and goes with the session.
         self._posted: deque[Callable[[], None]] = deque()
         self._watches: list[Watch] = []
@@ -228,6 +240,9 @@ class Session:
         if self.alive:
             self.alive = False
             self._unwatch_all()  # nobody would read what they wait for: the loop would spin
+            if self._late is not None:
+                self._late.catch_up()
+                self._late.stop()
             self._fail(reason)
 
     # For queues and the transport's core.
@@ -251,15 +266,31 @@ class Session:
             self.fail(str(error))
         except OSError as error:
             self.fail(f"the host refused what the device needs: {error.strerror}")
-        dirty, self._dirty = self._dirty, []
-        for queue in dirty:
-            if queue.ring is not None and queue.ring.should_interrupt():
+        if self._used:
+            self._interrupt_driver()
+
+    def _interrupt_driver(self) -> None:
+        used, self._used = self._used, []
+        for queue in used:
+            queue.has_used = False
+            ring, late = queue.ring, self._late
+            if ring is None or (late is not None and self.alive and late.put_off(queue)):
+                continue
+            if ring.should_interrupt():
                 self._interrupt(queue.index)
 
-    def completed(self, queue: ActiveQueue) -> None:
-        """A chain of ``queue`` was given back: look at the end of this callback whether to interrupt."""
-        if queue not in self._dirty:
-            self._dirty.append(queue)
+    def interrupt_late(self, queue: ActiveQueue) -> None:
+        """The driver of ``queue`` hardly waits for its buffers: put interrupts for it off. See ``pacing``."""
+        from pyvmm.devices.virtio.pacing import LateInterrupts, Pace
+
+        if self._late is None:
+            self._late = LateInterrupts(self.call_later, self._interrupt)
+        queue.pace = Pace()
+
+    def used(self, queue: ActiveQueue) -> None:
+        """Chains of ``queue`` were given back: look at the end of this callback whether to interrupt."""
+        queue.has_used = True
+        self._used.append(queue)
 
     def begin(self, queue: ActiveQueue) -> None:
         """Listen to the driver's kicks of ``queue``."""
@@ -272,6 +303,8 @@ class Session:
         for queue in self.queues:
             queue.forget_chains()
         self._posted.clear()
+        if self._late is not None:
+            self._late.stop()
         self._unwatch_all()
 
     def _unwatch_all(self) -> None:

@@ -139,11 +139,6 @@ class SplitQueue:
         self._used = used
         self._release16(self._used_index, used)
 
-    @property
-    def unsignalled(self) -> int:
-        """Buffers given back since the last should_interrupt."""
-        return (self._used - self._signalled) & 0xFFFF
-
     def should_interrupt(self) -> bool:
         """Whether the driver wants to hear of what was completed since the last call. Ask once a pass."""
         new, old = self._used, self._signalled

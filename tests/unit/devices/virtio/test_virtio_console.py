@@ -178,6 +178,22 @@ def test_output_reaches_the_screen_in_order(screen, packed):
 
 
 @PACKED
+def test_large_output_in_several_parts_reaches_the_screen_in_order(screen, packed):
+    parts = [bytes([number]) * size for number, size in enumerate((1, 90_000, 3, 65_536), 1)]
+    with Rig(Console(screen), packed=packed) as rig:
+        rig.start()
+        places, address = [], RAM + 0x20_0000  # beyond the drivers' own memory
+        for part in parts:
+            rig.memory.write(address, part)
+            places.append((address, len(part)))
+            address += len(part)
+        token = rig.drivers[TX].add_chain(places)
+        rig.kick(TX)
+        assert [done.token for done in rig.drivers[TX].collect()] == [token]
+    assert screen.data == b"".join(parts)
+
+
+@PACKED
 def test_input_fills_the_drivers_buffers_partly_or_over_several(screen, packed):
     console = Console(screen)
     with Rig(console, packed=packed) as rig:

@@ -37,6 +37,20 @@ def test_chains_of_one_kick_share_an_interrupt(rig):
     assert rig.interrupts.queues == {0: 1}
 
 
+@pytest.mark.parametrize("event_idx", [False, True])
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+def test_driver_that_notifies_only_when_asked_to_gets_every_answer(packed, event_idx):
+    with Rig(Echo(), packed=packed, event_idx=event_idx) as rig:
+        rig.start()
+        driver = rig.drivers[0]
+        for turn in range(100):
+            count = 1 + turn % 5
+            tokens = [driver.add_chain([b"%d" % turn], [4], indirect=bool(turn % 2)) for _ in range(count)]
+            assert driver.needs_kick()
+            rig.kick()
+            assert [done.token for done in driver.collect()] == tokens
+
+
 def test_features_that_were_not_offered_are_refused(rig):
     core = rig.core
     core.write_status(bits.ACKNOWLEDGE | bits.DRIVER)

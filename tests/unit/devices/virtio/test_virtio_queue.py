@@ -165,6 +165,36 @@ def test_chain_added_before_resuming_is_reported(quiet):
     assert not queue.resume_notify()
 
 
+def test_buffer_that_is_known_of_is_not_asked_for_again(quiet):
+    driver, queue = quiet
+    driver.add_chain([b"1"])
+    driver.add_chain([b"2"])
+    echo(queue)
+    asked = driver.memory.read(driver.setup.device, 4)
+    event = driver.memory.read(driver.setup.device + 4 + 8 * 8, 2)
+    assert queue.resume_notify()
+    assert driver.memory.read(driver.setup.device, 4) == asked
+    assert driver.memory.read(driver.setup.device + 4 + 8 * 8, 2) == event
+    assert echo(queue) == b"2"
+    assert not queue.resume_notify()
+    driver.needs_kick()
+    driver.add_chain([b"3"])
+    assert driver.needs_kick()
+
+
+def test_driver_stays_quiet_when_resuming_finds_a_buffer(connect):
+    driver, queue = connect(size=8, event_idx=False)
+    queue.pause_notify()
+    driver.add_chain([b"1"])
+    assert queue.resume_notify()
+    driver.add_chain([b"2"])
+    assert not driver.needs_kick()
+    assert [echo(queue), echo(queue)] == [b"1", b"2"]
+    assert not queue.resume_notify()
+    driver.add_chain([b"3"])
+    assert driver.needs_kick()
+
+
 def test_nothing_is_in_flight_when_a_full_ring_was_taken(quiet):
     driver, queue = quiet
     while driver.free_slots:

@@ -61,7 +61,7 @@ class Guest:
         """Sleep until the interrupt; returns how long that was."""
         before, start = self.interrupts, self.rig.loop.now
         while self.interrupts == before:
-            assert self.rig.loop.now - start <= BUSY, "the interrupt was lost"
+            assert self.rig.loop.now - start <= BUSY + 2 * SOON, "the interrupt was lost"
             self.rig.loop.advance(SOON / 4)
         return self.rig.loop.now - start
 
@@ -105,7 +105,7 @@ def test_buffer_is_back_before_its_interrupt(rig, guest):
 def test_driver_that_waits_is_interrupted_once_for_all_of_it(rig, guest):
     for _ in range(5):
         guest.send()
-    rig.loop.advance(SOON)
+    rig.loop.advance(2 * SOON)
     assert guest.interrupts == 1
     assert guest.collect() == 5
     rig.loop.advance(1)
@@ -138,7 +138,16 @@ def test_driver_that_began_to_wait_amid_its_output_is_not_kept_waiting_long(rig,
         guest.put()
         rig.loop.advance(SOON)
     guest.send()
-    assert guest.wait() <= BUSY
+    assert guest.wait() <= BUSY + 2 * SOON
+
+
+def test_driver_that_has_not_seen_its_buffer_yet_is_not_taken_for_one_that_waits(rig, guest):
+    """Looks tend to come just then."""
+    for _ in range(500):
+        guest.send()
+        rig.loop.advance(SOON / 2)
+        guest.collect()
+    assert guest.interrupts <= 500 // guest.driver.setup.size
 
 
 def test_driver_without_a_free_buffer_is_interrupted_at_once(rig, guest):
@@ -151,7 +160,7 @@ def test_interrupt_comes_when_the_driver_asks_for_one_after_several(rig, guest):
     guest.driver.interrupt_after(3)
     for sent in range(1, 5):
         guest.send()
-        rig.loop.advance(BUSY)
+        rig.loop.advance(1)
         assert guest.interrupts == (sent >= 3)
 
 
@@ -162,7 +171,8 @@ def test_looks_share_a_timer_and_end_with_the_output(rig, guest):
     for _ in range(100):
         guest.put()
         rig.loop.advance(0.0005)
-    assert made == [SOON] + [BUSY] * 5
+    assert made[:5] == [SOON, SOON, BUSY, SOON, BUSY]
+    assert len(made) <= 12
     rig.loop.advance(1)
     assert not rig.loop.timers
     guest.put()
@@ -244,6 +254,7 @@ def test_interrupt_put_off_waits_out_a_pause(packed):
         assert guest.interrupts == 0
         gate.open()
         services.loop.run()
+        services.loop.advance(SOON)
         assert guest.interrupts == 1
 
 

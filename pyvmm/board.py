@@ -7,20 +7,18 @@ takes down in reverse. A reboot makes a new board; what outlives it (console, ev
 
 from __future__ import annotations
 
-from functools import partial
-
-from pyvmm import exittrace, handover, harts, irqchip, layout, outcome, peripherals
+from pyvmm import handover, harts, irqchip, layout, outcome, peripherals
 from pyvmm.attempts import attempt_all
 from pyvmm.backplane import Backplane, Slots
 from pyvmm.devices.powerbutton import PowerButton
 from pyvmm.devices.rtc import GoldfishRtc
-from pyvmm.devices.uart8250 import Uart8250
 from pyvmm.devices.virtio.session import Services
 from pyvmm.doorbells import Doorbells
 from pyvmm.errors import GuestAccessError, KvmError, PyvmmError
 from pyvmm.eventloop import LoopClock
-from pyvmm.kvm import dump, regs, uapi
+from pyvmm.kvm import regs, uapi
 from pyvmm.kvm.system import Kvm
+from pyvmm.lean import partial
 from pyvmm.loader import Boot
 from pyvmm.memory import ANONYMOUS, MEMFD, READ_ONLY, GuestMemory
 from pyvmm.messages import KernelMsiLine
@@ -29,9 +27,7 @@ from pyvmm.outcome import Outcome
 from pyvmm.ring import Ring
 from pyvmm.runner import VcpuThread
 from pyvmm.sbi import Sbi, SbiInput
-from pyvmm.shortcut import SerialShortcut
 from pyvmm.suspend import Suspension, WakingLine
-from pyvmm.trace import TracedLine
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,10 +38,12 @@ if TYPE_CHECKING:
     from pyvmm.console.input import ConsoleInput
     from pyvmm.devices.base import IrqLine, Loop, Workers
     from pyvmm.devices.console.ports import Screen
+    from pyvmm.devices.uart8250 import Uart8250
     from pyvmm.devices.virtio.console import Console
     from pyvmm.devices.virtio.device import VirtioDevice
     from pyvmm.kvm.ioctl import Kernel
     from pyvmm.kvm.vcpu import Vcpu
+    from pyvmm.shortcut import SerialShortcut
     from pyvmm.trace import Trace
 
 _BACKINGS = {"anon": ANONYMOUS, "memfd": MEMFD}
@@ -156,11 +154,7 @@ class Board:
             line = self._line(place.name, place.irq)
             device: Uart8250 | GoldfishRtc | PowerButton
             if place is peripherals.UART:
-                device = self._uart = Uart8250(line, self._output, on_room=self._input_room)
-                self._serial = SerialShortcut(
-                    device, place.base, self.vm, self.vcpus[0], self._loop, self._post
-                )
-                self._closers.append(self._serial.close)
+                device = self._make_uart(line, place.base)
             elif place is peripherals.RTC:
                 device = GoldfishRtc(line, LoopClock(self._loop))
             else:
@@ -169,6 +163,15 @@ class Board:
                 )
             self._closers.append(partial(_end, device))  # no timer of this board may fire into the next
             self.bus.map(place.base, place.size, device, name=place.name)
+
+    def _make_uart(self, line: IrqLine, base: int) -> Uart8250:
+        from pyvmm.devices.uart8250 import Uart8250
+        from pyvmm.shortcut import SerialShortcut
+
+        self._uart = uart = Uart8250(line, self._output, on_room=self._input_room)
+        self._serial = SerialShortcut(uart, base, self.vm, self.vcpus[0], self._loop, self._post)
+        self._closers.append(self._serial.close)
+        return uart
 
     def _plug_devices(self) -> None:
         """The virtio console first, then what the user asked for, in the order of the configuration."""
@@ -206,6 +209,8 @@ class Board:
     def _line(self, name: str, number: int) -> IrqLine:
         line: IrqLine = WakingLine(self.chip.line(number), self._suspension)
         if self._trace is not None and "irq" in self._trace.kinds:
+            from pyvmm.trace import TracedLine
+
             line = TracedLine(line, name, self._trace)
         return line
 
@@ -281,6 +286,8 @@ class Board:
 
     def trace_exits(self, trace: Trace) -> None:
         """Show exits from now on. Every store to the serial port is one then."""
+        from pyvmm import exittrace
+
         if self._serial is not None and "mmio" in trace.kinds:
             self._serial.close()
         for thread in self.threads:
@@ -316,6 +323,8 @@ class Board:
         try:
             self.memory.read(pc, 2)
         except GuestAccessError:
+            from pyvmm.kvm import dump
+
             where = f"CPU {vcpu.id} runs at 0x{pc:x}, where there is no memory"
             self._on_end(
                 Outcome(outcome.HUNG, f"the guest cannot go on: {where}", detail=dump.registers(vcpu))

@@ -15,9 +15,9 @@ import os
 import select
 import threading
 import time
-from collections import deque
 from heapq import heapify, heappop, heappush
 
+from pyvmm.lean import deque
 from pyvmm.threads import start_thread
 
 TYPE_CHECKING = False

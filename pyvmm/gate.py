@@ -12,10 +12,9 @@ from __future__ import annotations
 import errno
 import select
 import threading
-from collections import deque
-from functools import partial
 
 from pyvmm.attempts import attempt_all
+from pyvmm.lean import deque, partial
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -12,9 +12,6 @@ but steering waits for another thread while it holds a lock.
 
 from __future__ import annotations
 
-from functools import partial
-from queue import Empty, SimpleQueue
-
 from pyvmm import configfiles, outcome
 from pyvmm.attempts import attempt_all
 from pyvmm.board import Board
@@ -23,9 +20,9 @@ from pyvmm.console.output import ConsoleWriter
 from pyvmm.console.outputends import OutputEnds
 from pyvmm.console.panic import PanicWatch
 from pyvmm.errors import MachineError
+from pyvmm.lean import Empty, SimpleQueue, partial
 from pyvmm.outcome import Outcome
 from pyvmm.steering import Steering
-from pyvmm.trace import Trace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,6 +32,7 @@ if TYPE_CHECKING:
     from pyvmm.config import MachineConfig
     from pyvmm.console.input import Item
     from pyvmm.kvm.ioctl import Kernel
+    from pyvmm.trace import Trace
 
 # When to look whether the guest can ever go on: seconds since the last look; the last interval repeats.
 _HANG_CHECKS = (1.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)
@@ -85,8 +83,8 @@ class Machine(Steering):
         self.config = config
         #: Sees console input first and returns what is meant for the guest.
         self.on_input: Callable[[bytes], list[Item]] = _pass_on
-        self.trace = Trace(config.trace, show, self._events.uptime) if config.trace else None
         self._show = show
+        self.trace = self._make_trace(config.trace) if config.trace else None
         self._note = note
         self._warn = warn
         self._kernel = kernel
@@ -259,8 +257,13 @@ class Machine(Steering):
         if self.trace is not None:
             self.trace.enabled = not self.trace.enabled
         elif board is not None:
-            self.trace = Trace(("mmio", "sbi"), self._show, self._events.uptime)
+            self.trace = self._make_trace(("mmio", "sbi"))
             board.trace_exits(self.trace)
+
+    def _make_trace(self, kinds: tuple[str, ...]) -> Trace:
+        from pyvmm.trace import Trace
+
+        return Trace(kinds, self._show, self._events.uptime)
 
     def mark_trace(self, text: str) -> None:
         """Write a line with ``text`` into the trace, after all that was traced so far. From any thread.

@@ -18,10 +18,10 @@ from __future__ import annotations
 
 import threading
 import time
-from functools import partial
 
 from pyvmm.attempts import attempt_all
 from pyvmm.errors import MachineError
+from pyvmm.lean import partial
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

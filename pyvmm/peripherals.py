@@ -6,21 +6,26 @@ from __future__ import annotations
 from pyvmm import devicetree, layout
 from pyvmm.devices.powerbutton import PowerButton
 from pyvmm.devices.rtc import GoldfishRtc
-from pyvmm.devices.uart8250 import Uart8250
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pyvmm.config import MachineConfig
+    from pyvmm.fdt import Node
 
 
 class Peripheral:
-    """A kind of device in its place: ``name`` on the bus and in the trace, ``node`` in the device tree."""
+    """A device's place: ``name`` on the bus and in the trace, ``node`` in the device tree.
 
-    __slots__ = ("alias", "base", "irq", "kind", "name", "node", "size")
+    ``properties`` adds those of its kind to its node.
+    """
+
+    __slots__ = ("alias", "base", "irq", "name", "node", "properties", "size")
 
     def __init__(
         self,
-        kind: type[Uart8250] | type[GoldfishRtc] | type[PowerButton],
+        properties: Callable[[Node], None],
         *,
         name: str,
         node: str,
@@ -29,7 +34,7 @@ class Peripheral:
         irq: int,
         alias: str | None = None,
     ) -> None:
-        self.kind = kind
+        self.properties = properties
         self.name = name
         self.node = node
         self.base = base
@@ -39,13 +44,17 @@ class Peripheral:
 
     def describe(self) -> devicetree.Device:
         """For the device tree; needs no instance of the device."""
-        return devicetree.Device(
-            self.node, self.base, self.size, self.irq, self.kind.describe, alias=self.alias
-        )
+        return devicetree.Device(self.node, self.base, self.size, self.irq, self.properties, alias=self.alias)
+
+
+def _uart_properties(node: Node) -> None:
+    from pyvmm.devices.uart8250 import Uart8250  # few machines have one
+
+    Uart8250.describe(node)
 
 
 UART = Peripheral(
-    Uart8250,
+    _uart_properties,
     name="uart",
     node="serial",
     base=layout.UART_BASE,
@@ -54,10 +63,15 @@ UART = Peripheral(
     alias="serial0",
 )
 RTC = Peripheral(
-    GoldfishRtc, name="rtc", node="rtc", base=layout.RTC_BASE, size=layout.RTC_SIZE, irq=layout.RTC_IRQ
+    GoldfishRtc.describe,
+    name="rtc",
+    node="rtc",
+    base=layout.RTC_BASE,
+    size=layout.RTC_SIZE,
+    irq=layout.RTC_IRQ,
 )
 POWER = Peripheral(
-    PowerButton,
+    PowerButton.describe,
     name="power",
     node="virtio",
     base=layout.POWER_BASE,

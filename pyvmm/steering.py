@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 
 from pyvmm.errors import MachineError
 from pyvmm.eventloop import EventLoop
 from pyvmm.gate import Gate
 from pyvmm.guestevents import Events
+from pyvmm.lean import deque
 from pyvmm.pausing import Pausing
 from pyvmm.threads import start_thread
 from pyvmm.workers import WorkerThreads

@@ -9,8 +9,9 @@ because a thread inherits its creator's.
 
 from __future__ import annotations
 
-import signal
 import threading
+
+from pyvmm.lean import signals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
 def start_thread(target: Callable[[], None], name: str) -> threading.Thread:
     """Run ``target`` on a new thread named ``name`` that receives no signal."""
     thread = threading.Thread(target=target, name=name, daemon=True)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    before = signals.pthread_sigmask(signals.SIG_BLOCK, signals.valid_signals())
     try:
         thread.start()
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signals.pthread_sigmask(signals.SIG_SETMASK, before)
     return thread

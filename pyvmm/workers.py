@@ -8,8 +8,8 @@ the page cache takes: hand over what may block, and do the rest where you are.
 from __future__ import annotations
 
 import threading
-from queue import SimpleQueue
 
+from pyvmm.lean import SimpleQueue
 from pyvmm.threads import start_thread
 
 TYPE_CHECKING = False

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import signal
 
 from pyvmm import outcome
 from pyvmm.cli.options import (
@@ -20,6 +19,7 @@ from pyvmm.cli.options import (
 from pyvmm.cli.parser import Command, Option
 from pyvmm.cli.say import say, show
 from pyvmm.config import MachineConfig
+from pyvmm.lean import signals
 from pyvmm.outcome import Outcome
 
 TYPE_CHECKING = False
@@ -29,7 +29,11 @@ if TYPE_CHECKING:
     from pyvmm.machine import Machine
     from pyvmm.terminal import RawTerminal
 
-_ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+_ENDING_SIGNALS: dict[int, str] = {
+    signals.SIGTERM: "SIGTERM",
+    signals.SIGHUP: "SIGHUP",
+    signals.SIGINT: "SIGINT",
+}
 _FULL_GUEST = "512M"  # what Debian's guest needs with the drivers of devices
 _HOSTS = ("auto", "local", "lab", "lab:aia", "lab:plic")
 
@@ -182,7 +186,7 @@ def _follow_size(machine: Machine) -> None:
         size = os.get_terminal_size(0)
         machine.resize(size.columns, size.lines)
 
-    signal.signal(signal.SIGWINCH, tell)
+    signals.signal(signals.SIGWINCH, tell)
     tell()
 
 
@@ -194,20 +198,19 @@ def _run(machine: Machine, reach: Reach) -> Outcome:
     """Start the machine and wait for its end. A second signal, while it is being stopped, kills."""
 
     def on_signal(number: int, _frame: object) -> None:
-        name = signal.Signals(number).name
-        machine.end(Outcome(outcome.SIGNAL, f"ended by {name}", signal=number))
+        machine.end(Outcome(outcome.SIGNAL, f"ended by {_ENDING_SIGNALS[number]}", signal=number))
 
     # An ignored signal stays ignored: that is how nohup, and a shell's background jobs, ask for it.
-    numbers = [number for number in _ENDING_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    numbers = [number for number in _ENDING_SIGNALS if signals.getsignal(number) != signals.SIG_IGN]
     for number in numbers:
-        signal.signal(number, on_signal)
+        signals.signal(number, on_signal)
     try:
         machine.start()
         reach.open(machine)
         return machine.wait()
     finally:
         for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
+            signals.signal(number, signals.SIG_DFL)
 
 
 def _report(end: Outcome, machine: Machine, trace: TraceOutput, *, quiet: bool) -> int:

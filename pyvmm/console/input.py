@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import os
-from collections import deque
+
+from pyvmm.lean import deque
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ only inside the windows, where nothing but BARs is; of two at one place the firs
 from __future__ import annotations
 
 import threading
-from functools import partial
 
 from pyvmm.devices.pci.function import PciFunction
 from pyvmm.devices.pci.header import Identity
 from pyvmm.devices.pci.intx import SharedWire, wire_of
 from pyvmm.errors import BusError, ConfigError
+from pyvmm.lean import partial
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

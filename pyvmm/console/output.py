@@ -42,7 +42,8 @@ class ConsoleWriter:
         self._on_line = on_line
         self._on_error = on_error
         self._outputs: dict[int, Callable[[OSError], None]] = {}
-        self._ready = threading.Condition()
+        self._lock = threading.RLock()
+        self._ready = threading.Condition(self._lock)
         self._idle = False  # the writer's thread waits to be told of output
         self._buffer = bytearray()
         self._line = bytearray()
@@ -91,7 +92,7 @@ class ConsoleWriter:
 
     def write(self, data: bytes) -> Callable[[], None] | None:
         """Take ``data``. When the buffer is full, return what the caller must run to wait for room."""
-        with self._ready:
+        with self._lock:  # the condition's own, without the detour through its methods
             if self._idle:
                 self._idle = False
                 self._ready.notify_all()
@@ -100,7 +101,7 @@ class ConsoleWriter:
             self._line += data
             if b"\n" in data or len(self._line) > _LINE_LIMIT:
                 self._finish_lines()
-            return self._wait_for_room if self.full else None
+            return self._wait_for_room if len(self._buffer) > _HIGH_WATER else None
 
     def _finish_lines(self) -> None:
         *lines, rest = bytes(self._line).split(b"\n")

@@ -17,7 +17,7 @@ could show what it has seen, and each is interrupted at once.
 
 Looks come in pairs, ``SOON`` apart, the first one ``SOON`` after a buffer. There is another pair ``BUSY``
 later while there are more buffers, and then there are none: an idle guest is left alone. Nothing of it is
-saved: a queue knows what it was not asked about.
+saved: a queue knows what it was not asked about. Whatever a guest does, a session has one timer for it.
 """
 
 from __future__ import annotations

@@ -113,6 +113,7 @@ class Board:
             self._closers.append(self.memory.close)
             self.memory.add(layout.RAM_BASE, config.mem, backing=backing)
             cpu = self._create_harts(kvm)
+            boot.begin(self.memory)
             self._register_memory()
             self._add_peripherals()
             self._plug_devices()

@@ -56,7 +56,7 @@ MAY_IMPORT = {
     "exittrace": {"kvm", "mmio", "runner", "sbi", "trace"},
     "runner": {"kvm", "mmio", "sbi", "shortcut", "trace", "errors", "outcome", "threads"},
     "shortcut": {"devices", "errors", "kvm", "ring"},
-    "loader": {"errors", "guest", "memory", "layout"},
+    "loader": {"errors", "guest", "layout", "memory", "threads"},
     "peripherals": {"config", "devices", "devicetree", "fdt", "layout"},
     "irqchip": {"kvm", "devices", "mmio", "devicetree", "layout", "errors"},
     "harts": {"kvm", "isa", "devicetree", "config", "errors", "nearest"},

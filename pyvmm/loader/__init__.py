@@ -12,9 +12,11 @@ from pyvmm.errors import ConfigError
 from pyvmm.loader import formats
 from pyvmm.loader.files import File
 from pyvmm.loader.placement import Placement, place
+from pyvmm.threads import start_thread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import threading
     from types import TracebackType
     from typing import Protocol
 
@@ -62,6 +64,8 @@ class Boot:
         self.ram_base = ram_base
         self.ram_size = ram_size
         self._files: list[File | Stream] = []
+        self._loading: threading.Thread | None = None
+        self._failure: BaseException | None = None
         self._fragment = _agent() if agent else b""
         try:
             self._initrd = None if initrd is None else self._open("initrd", initrd)
@@ -84,7 +88,9 @@ class Boot:
         self.close()
 
     def close(self) -> None:
-        """Close the files. Idempotent."""
+        """Close the files, once what ``begin`` began has ended. Idempotent."""
+        if self._loading is not None:
+            self._loading.join()
         while self._files:
             self._files.pop().close()
 
@@ -96,12 +102,32 @@ class Boot:
         initrd_size = len(self._fragment) + (self._initrd.size if self._initrd else 0)
         return place(self.ram_base, self.ram_size, self._extent, initrd_size, fdt_size)
 
-    def load(self, memory: GuestMemory, placement: Placement) -> None:
-        """Put program and initrd where ``placement`` says; guest memory is all zeros before.
+    def begin(self, memory: GuestMemory) -> None:
+        """Put the program in its place, which does not depend on the rest's, on a thread of its own.
 
-        Raises ConfigError for a file that turns out to be damaged, HostError when one cannot be read.
+        The kernel is large, and copying it needs no Python: the caller makes the machine meanwhile.
         """
-        self._program.load(memory, self.ram_base, self.ram_size)
+
+        def load() -> None:
+            try:
+                self._program.load(memory, self.ram_base, self.ram_size)
+            except BaseException as error:
+                self._failure = error
+
+        self._loading = start_thread(load, "load")
+
+    def load(self, memory: GuestMemory, placement: Placement) -> None:
+        """Put program and initrd where ``placement`` says, or wait for what ``begin`` began of it.
+
+        Guest memory is all zeros before. Raises ConfigError for a file that turns out to be damaged,
+        HostError when one cannot be read.
+        """
+        if self._loading is None:
+            self._program.load(memory, self.ram_base, self.ram_size)
+        else:
+            self._loading.join()
+        if self._failure is not None:
+            raise self._failure
         if placement.initrd is None:
             return
         start = placement.initrd[0]

@@ -276,6 +276,21 @@ def test_file_that_shrinks_while_it_is_read_is_refused(memory, write, tmp_path):
             boot.load(memory, placement)
 
 
+def test_program_that_was_begun_is_there_when_the_boot_is_closed(memory, write):
+    with Boot(RAM_BASE, RAM_SIZE, kernel=write(IMAGE)) as boot:
+        boot.begin(memory)
+    assert memory.read(boot.entry, len(IMAGE)) == IMAGE
+
+
+def test_failure_of_a_load_that_was_begun_is_raised_by_the_one_who_waits(memory, write):
+    path = write(IMAGE)
+    with Boot(RAM_BASE, RAM_SIZE, kernel=path) as boot:
+        os.truncate(path, 100)
+        boot.begin(memory)
+        with pytest.raises(ConfigError, match="became shorter while it was being read"):
+            boot.load(memory, boot.place(FDT_SIZE))
+
+
 # What does not: combinations and memory ----------------------------------------------------------------
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Small parts of large modules: what a guest's start needs of collections, functools, queue and signal.
 
-CPython has these parts in modules of C, beneath those that document them; importing the latter takes a fifth
+CPython has these parts in modules of C, beneath those that document them; importing the latter takes a sixth
 of the time from exec to the guest. ``signal``, for one, makes enumerations of its constants, and looks
 numbers up in them at every call. Another Python may lack what is beneath, and gets the large modules.
 """

@@ -2,7 +2,8 @@
 """A machine as its user sees it: prepared, started, waited for, ended.
 
 Threads: the caller's runs ``prepare``, ``start``, ``wait`` and ``close``; each vCPU has one; ``io`` runs the
-event loop; ``console`` writes output; a ``reboot`` thread exists while a guest's reboot replaces the board.
+event loop; ``console`` writes output; ``load`` puts the kernel into memory while a board is made; ``reboot``
+exists while a guest's reboot replaces the board.
 ``end`` may be called from any of them, also from a signal handler. What can be asked of a guest that runs,
 from any other thread, is in ``pyvmm.steering``.
 

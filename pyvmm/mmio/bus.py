@@ -10,22 +10,29 @@ is still the published one; if not, it starts again. A writer publishes first an
 device's lock. So whoever was inside has left, and whoever was on the way in sees the new table: once
 ``unmap`` or ``move`` returns, no access through the old place is in the device, nor ever will be. Leaving
 out the second look would lose the readers between the bisect and the lock.
+
+``_native_run.c`` is another reader, by the same rules.
 """
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from bisect import bisect_right
+from struct import pack
 
 from sortedcontainers import SortedDict
 
 from pyvmm.errors import BusError
 from pyvmm.mmio.ranges import Range
+from pyvmm.mmio.regs import RegisterDevice
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Protocol
+
+    from pyvmm.mmio.regs import Readers, Writers
 
     After = Callable[[], None] | None
 
@@ -40,16 +47,21 @@ if TYPE_CHECKING:
 
         def decode(self, offset: int, size: int, is_write: bool, value: int) -> tuple[str, str]: ...
 
-    # bases, last addresses, locks, read and write methods, counters, mappings: parallel, in address order.
-    _Table = tuple[
-        tuple[int, ...],
-        tuple[int, ...],
-        tuple[threading.Lock, ...],
-        tuple[Callable[[int, int], int], ...],
-        tuple[Callable[[int, int, int], After], ...],
-        tuple[list[int], ...],
-        tuple["Mapping", ...],
+    #: How an access gets into a device: its lock's acquire and release, its read and write, its accessors,
+    #: the mapping's counter, the address of the one for accesses from C. _native_run.c knows the order.
+    Way = tuple[
+        Callable[[], object],
+        Callable[[], object],
+        Callable[[int, int], int],
+        Callable[[int, int, int], After],
+        Readers,
+        Writers,
+        list[int],
+        int,
     ]
+    #: Bases, last addresses, ways and mappings, in address order; then the bases and the last addresses
+    #: again, as _native_run.c wants them.
+    Table = tuple[tuple[int, ...], tuple[int, ...], tuple[Way, ...], tuple["Mapping", ...], bytes]
 
 _PAGE_SHIFT = 12
 _COUNTED_PAGES = 64
@@ -83,15 +95,31 @@ class Unclaimed:
 class Mapping:
     """A device's place on a bus. Made by :meth:`Bus.map`; ``range`` is where it is, or was last."""
 
-    __slots__ = ("_bus", "counter", "device", "name", "range")
+    __slots__ = ("_bus", "_counter", "_from_c", "device", "name", "range", "way")
 
     def __init__(self, bus: Bus, where: Range, device: BusDevice, name: str) -> None:
         self._bus = bus
         self.range = where
         self.device = device
         self.name = name
-        #: Its one entry is the number of accesses so far. The device's lock guards it.
-        self.counter = [0]
+        # Accesses through Bus.read and Bus.write, and those from C: each counts in what is quickest for it.
+        # The device's lock guards both.
+        self._counter = [0]
+        self._from_c = ctypes.c_uint64()
+        self.way: Way = (
+            device.lock.acquire,
+            device.lock.release,
+            device.read,
+            device.write,
+            *(device.accessors() if isinstance(device, RegisterDevice) else ({}, {})),
+            self._counter,
+            ctypes.addressof(self._from_c),
+        )
+
+    @property
+    def accesses(self) -> int:
+        """How many there were so far."""
+        return self._counter[0] + self._from_c.value
 
     def unmap(self) -> None:
         """Take the device off the bus and wait until no access is inside it. Idempotent.
@@ -126,12 +154,13 @@ class Bus:
     in ``unclaimed``.
     """
 
-    __slots__ = ("_mappings", "_table", "_write_lock", "unclaimed")
+    __slots__ = ("_mappings", "_write_lock", "published", "unclaimed")
 
     def __init__(self) -> None:
         self._write_lock = threading.Lock()
         self._mappings: SortedDict[int, Mapping] = SortedDict()
-        self._table: _Table = ((), (-1,), (), (), (), (), ())
+        #: Its one entry is what is published; replaced, never changed.
+        self.published: list[Table] = [((), (-1,), (), (), b"")]
         self.unclaimed = Unclaimed()
 
     def map(self, base: int, size: int, device: BusDevice, *, name: str) -> Mapping:
@@ -143,54 +172,60 @@ class Bus:
 
     def read(self, address: int, size: int) -> int:
         """Value of ``size`` (1, 2, 4 or 8) bytes at ``address``; 0 where there is nothing."""
+        published = self.published
         while True:
-            table = self._table
-            bases, lasts, locks, reads, _, counters, _ = table
+            table = published[0]
+            bases, lasts, ways, _, _ = table
             at = bisect_right(bases, address) - 1
             if address + size - 1 > lasts[at]:
                 self._count_unclaimed(table, at, address, size)
                 return 0
             # Not `with`: on an emulated RISC-V host that costs a fifteenth of a whole exit.
-            lock = locks[at]
-            lock.acquire()
+            acquire, release, read, _, readers, _, counter, _ = ways[at]
+            acquire()
             try:
-                if self._table is table:
-                    counters[at][0] += 1
-                    return reads[at](address - bases[at], size)
+                if published[0] is table:
+                    counter[0] += 1
+                    offset = address - bases[at]
+                    reader = readers.get(offset << 4 | size)
+                    return read(offset, size) if reader is None else reader()
             finally:
-                lock.release()
+                release()
 
     def write(self, address: int, size: int, value: int) -> None:
-        """Store ``value``; then run what the device asked to be run once its lock was dropped."""
+        """Store ``value``, which fits ``size``; then run what the device asked to be run without its lock."""
+        published = self.published
         while True:
-            table = self._table
-            bases, lasts, locks, _, writes, counters, _ = table
+            table = published[0]
+            bases, lasts, ways, _, _ = table
             at = bisect_right(bases, address) - 1
             if address + size - 1 > lasts[at]:
                 self._count_unclaimed(table, at, address, size)
                 return
-            lock = locks[at]
-            lock.acquire()
+            acquire, release, _, write, _, writers, counter, _ = ways[at]
+            acquire()
             try:
-                if self._table is not table:
+                if published[0] is not table:
                     continue
-                counters[at][0] += 1
-                after = writes[at](address - bases[at], size, value)
+                counter[0] += 1
+                offset = address - bases[at]
+                writer = writers.get(offset << 4 | size)
+                after = write(offset, size, value) if writer is None else writer(value)
             finally:
-                lock.release()
+                release()
             if after is not None:
                 after()
             return
 
     def find(self, address: int) -> Mapping | None:
         """The mapping that holds ``address``."""
-        bases, lasts, _, _, _, _, mappings = self._table
+        bases, lasts, _, mappings, _ = self.published[0]
         at = bisect_right(bases, address) - 1
         return mappings[at] if address <= lasts[at] else None
 
     def describe(self) -> list[tuple[Range, str]]:
         """Range and name of every mapping, in address order."""
-        return [(mapping.range, mapping.name) for mapping in self._table[-1]]
+        return [(mapping.range, mapping.name) for mapping in self.published[0][3]]
 
     def accesses(self) -> dict[str, int]:
         """How many accesses every mapping that is on the bus has had, by name.
@@ -198,11 +233,11 @@ class Bus:
         Only those that came over the bus: not doorbells, nor what ``pyvmm.shortcut`` takes off it.
         """
         counts: dict[str, int] = {}
-        for mapping in self._table[-1]:
-            counts[mapping.name] = counts.get(mapping.name, 0) + mapping.counter[0]
+        for mapping in self.published[0][3]:
+            counts[mapping.name] = counts.get(mapping.name, 0) + mapping.accesses
         return counts
 
-    def _count_unclaimed(self, table: _Table, at: int, address: int, size: int) -> None:
+    def _count_unclaimed(self, table: Table, at: int, address: int, size: int) -> None:
         bases, lasts = table[0], table[1]
         begins_inside = address <= lasts[at]
         ends_inside = at + 1 < len(bases) and bases[at + 1] < address + size
@@ -240,14 +275,13 @@ class Bus:
 
     def _publish(self) -> None:
         mappings = tuple(self._mappings.values())
-        devices = [mapping.device for mapping in mappings]
-        self._table = (
-            tuple(mapping.range.base for mapping in mappings),
+        bases = tuple(mapping.range.base for mapping in mappings)
+        lasts = tuple(mapping.range.last for mapping in mappings)
+        self.published[0] = (
+            bases,
             # Below every mapping bisect yields index -1: the last entry, which no address is within.
-            (*(mapping.range.last for mapping in mappings), -1),
-            tuple(device.lock for device in devices),
-            tuple(device.read for device in devices),
-            tuple(device.write for device in devices),
-            tuple(mapping.counter for mapping in mappings),
+            (*lasts, -1),
+            tuple(mapping.way for mapping in mappings),
             mappings,
+            pack(f"{2 * len(mappings)}Q", *bases, *lasts),
         )

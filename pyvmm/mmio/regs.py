@@ -26,6 +26,8 @@ reserved bits are counted in ``odd``.
 from __future__ import annotations
 
 import threading
+from functools import partial
+from operator import setitem
 
 from pyvmm.errors import ConfigError
 
@@ -36,13 +38,19 @@ if TYPE_CHECKING:
 
     After = Callable[[], None] | None
     Reader = Callable[[], int]
+    #: The value must fit the access.
     Writer = Callable[[int], After]
+    #: Accesses that were compiled, by ``offset << 4 | size``.
+    Readers = dict[int, Reader]
+    Writers = dict[int, Writer]
     #: What a device saves: register and attribute names to numbers and (nested) lists of them.
     State = dict[str, object]
 
 # A hostile guest can make an instance compile an access for every offset there is. Beyond this many the
 # rest is looked up each time: slower for that guest, and no more memory.
 _COMPILED_LIMIT = 1024
+# Indexed by an access's size in bytes.
+_MASKS = tuple((1 << 8 * size) - 1 for size in range(9))
 
 
 class Field:
@@ -299,8 +307,8 @@ class RegisterDevice:
         #: Accesses that were not one to a register, or in the wrong direction.
         self.odd = 0
         self._counts = counts
-        self._readers: dict[tuple[int, int], Reader] = {}
-        self._writers: dict[tuple[int, int], Writer] = {}
+        self._readers: Readers = {}
+        self._writers: Writers = {}
 
     @classmethod
     def registers(cls) -> tuple[Register, ...]:
@@ -310,7 +318,7 @@ class RegisterDevice:
     def read(self, offset: int, size: int) -> int:
         """Value of ``size`` bytes at ``offset``. Never raises."""
         try:
-            reader = self._readers[offset, size]
+            reader = self._readers[offset << 4 | size]
         except KeyError:
             reader = self._compile_reader(offset, size)
         return reader()
@@ -318,10 +326,19 @@ class RegisterDevice:
     def write(self, offset: int, size: int, value: int) -> After:
         """Store the low ``size`` bytes of ``value`` at ``offset``. Never raises."""
         try:
-            writer = self._writers[offset, size]
+            writer = self._writers[offset << 4 | size]
         except KeyError:
             writer = self._compile_writer(offset, size)
-        return writer(value)
+        return writer(value & _MASKS[size])
+
+    def accessors(self) -> tuple[Readers, Writers]:
+        """What ``read`` and ``write`` would call for accesses seen before; both grow with new ones.
+
+        The bus calls these without the detour. Empty where a subclass has a ``read`` or ``write`` of its own.
+        """
+        cls = type(self)
+        readers = self._readers if cls.read is RegisterDevice.read else {}
+        return readers, self._writers if cls.write is RegisterDevice.write else {}
 
     def reset(self) -> None:
         """Give every stored register its reset value."""
@@ -390,7 +407,7 @@ class RegisterDevice:
     def _compile_reader(self, offset: int, size: int) -> Reader:
         reader = self._build_reader(offset, size)
         if len(self._readers) < _COMPILED_LIMIT:
-            self._readers[offset, size] = reader
+            self._readers[offset << 4 | size] = reader
         return reader
 
     def _build_reader(self, offset: int, size: int) -> Reader:
@@ -402,7 +419,7 @@ class RegisterDevice:
     def _compile_writer(self, offset: int, size: int) -> Writer:
         writer = self._build_writer(offset, size)
         if len(self._writers) < _COMPILED_LIMIT:
-            self._writers[offset, size] = writer
+            self._writers[offset << 4 | size] = writer
         return writer
 
     def _build_writer(self, offset: int, size: int) -> Writer:
@@ -457,23 +474,23 @@ class RegisterDevice:
             handler = getattr(self, register.on_read)
             return (lambda: int(handler(index))) if is_array else handler
         if is_array:
-            return lambda: int(values[name][index])
-        return lambda: int(values[name])
+            return lambda: values[name][index]
+        return partial(values.__getitem__, name)  # runs no bytecode
 
     def _writer(self, register: Register, index: int, lane: int, size: int) -> Writer:
         store = self._store(register, index)
-        lane_mask = (1 << 8 * size) - 1
+        lane_mask = _MASKS[size]
         plain = register.mask == register.rw_mask and size == register.size
         if plain or not register.stored:
             mask = register.rw_mask & lane_mask
-            return lambda value: store(value & mask)
+            return store if mask == lane_mask else lambda value: store(value & mask)
         values, name, shift = self.__dict__, register.name, 8 * lane
         keep = register.rw_mask & ~(lane_mask << shift)
         is_array = isinstance(register, RegArray)
 
         def write(value: int) -> After:
             old = values[name][index] if is_array else values[name]
-            return store(register.merge(old, (value & lane_mask) << shift | old & keep))
+            return store(register.merge(old, value << shift | old & keep))
 
         return write
 
@@ -485,7 +502,7 @@ class RegisterDevice:
             return (lambda value: handler(index, value)) if is_array else handler
         if is_array:
             return lambda value: values[name].__setitem__(index, value)
-        return lambda value: values.__setitem__(name, value)
+        return partial(setitem, values, name)
 
 
 def _bank(cls: type, when: str) -> tuple[str, int]:

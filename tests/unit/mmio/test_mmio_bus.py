@@ -7,6 +7,7 @@ import pytest
 
 from pyvmm.errors import BusError
 from pyvmm.mmio.bus import Bus
+from pyvmm.mmio.regs import Reg, RegisterDevice
 
 JOIN_SECONDS = 10
 
@@ -328,3 +329,42 @@ def test_moves_and_accesses_race_without_loss():
         finish(reader)
     assert sum(hits) == len(device.accesses)
     assert sum(hits) + bus.unclaimed.total == 2 * rounds
+
+
+class Counter(RegisterDevice):
+    NAME = "counter"
+    SIZE = 0x100
+    VALUE = Reg(0x04, 16)
+
+    def __init__(self):
+        super().__init__()
+        self.reset()
+
+
+class Scaled(Counter):
+    """Registers twice as far apart as they are declared, and inverted."""
+
+    def read(self, offset, size):
+        return super().read(offset // 2, size) ^ 0xFFFF
+
+    def write(self, offset, size, value):
+        return super().write(offset // 2, size, value ^ 0xFFFF)
+
+
+def test_register_reached_before_is_reached_again():
+    bus, device = Bus(), Counter()
+    bus.map(0x1000, 0x100, device, name="d")
+    for value in (1, 2, 3):
+        bus.write(0x1004, 2, value)
+        assert (device.VALUE, bus.read(0x1004, 2)) == (value, value)
+    assert bus.accesses() == {"d": 6}
+
+
+def test_device_with_a_read_and_write_of_its_own_is_never_passed_by():
+    bus, device = Bus(), Scaled()
+    bus.map(0x1000, 0x100, device, name="d")
+    device.write(4, 2, 0)  # compiles an access that is not one to offset 4
+    for value in (1, 2):
+        bus.write(0x1008, 2, value)
+        assert (device.VALUE, bus.read(0x1008, 2)) == (value ^ 0xFFFF, value)
+        assert bus.read(0x1004, 2) == 0xFFFF  # offset 2: nothing

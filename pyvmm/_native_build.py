@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds ``pyvmm/_native.abi3.so``, the ordered operations of ``pyvmm.ring`` in C.
+"""Builds ``pyvmm/_native.abi3.so``: the ordered operations of ``pyvmm.ring`` and the run loop of
+``pyvmm.nativerun``, in C.
 
-setuptools runs it through cffi, at installation. pyvmm.ring loads the result as a plain library, through
-ctypes: nothing here is imported at run time, nor is cffi.
+setuptools runs it through cffi, at installation. Both load the result as a plain library, through ctypes:
+nothing here is imported at run time, nor is cffi.
 """
 
 from __future__ import annotations
+
+import os
 
 import cffi
 
@@ -51,5 +54,15 @@ ORDERED(32)
 
 ffi = cffi.FFI()
 ffi.cdef(DECLARATIONS)
-# Optional: where it cannot be compiled, pyvmm.ring uses libatomic.
-ffi.set_source("pyvmm._native", SOURCE, optional=True, py_limited_api=True)
+_RUN = os.path.join(os.path.dirname(__file__), "_native_run.c")
+with open(_RUN) as file:
+    SOURCE += file.read()
+# Optional: where it cannot be compiled, pyvmm.ring uses libatomic, and vCPUs run in plain Python.
+ffi.set_source(
+    "pyvmm._native",
+    SOURCE,
+    optional=True,
+    py_limited_api=True,
+    define_macros=[("Py_LIMITED_API", "0x030A0000")],  # 3.10; later ones lack headers that cffi relies on
+    depends=[_RUN],
+)

@@ -8,18 +8,22 @@ works from any thread. The signal survives KVM_RUN and is taken with sigtimedwai
 
 Stores that KVM noted down (``pyvmm.shortcut``) came before the exit at hand: they are carried out before it.
 
+Accesses to devices are answered in C where that is possible (``pyvmm.nativerun``): the loop below then sees
+only the other exits. Whoever wants something of the thread kicks it, so that the C returns.
+
 A parked vCPU's thread waits for that same signal between two KVM_RUNs, and still runs what is posted to it.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import signal
 import threading
 from collections import deque
 
-from pyvmm import outcome
+from pyvmm import nativerun, outcome
 from pyvmm.errors import KvmError
 from pyvmm.kvm import dump, uapi
 from pyvmm.kvm.coalesced import FIRST, LAST
@@ -85,12 +89,14 @@ class VcpuThread:
         self._running = True
         self._posted: deque[Callable[[], None]] = deque()
         self._parked: set[object] = set()  # why the guest must not run; of the vCPU's thread alone
-        #: How often KVM_RUN returned with which reason. Written on the vCPU's thread.
-        self.exits = [0] * _MOST_REASONS
+        # Exits for the handlers below, by reason; and those answered in C. Written on the vCPU's thread.
+        self._exits = [0] * _MOST_REASONS
+        self._answered = ctypes.c_uint64()
         self._thread: threading.Thread | None = None
+        self._own_on_mmio = self._on_mmio
         #: Exit reason -> what to do about it. The trace replaces entries; everything else reads.
         self.handlers: dict[int, Callable[[], None]] = {
-            uapi.KVM_EXIT_MMIO: self._on_mmio,
+            uapi.KVM_EXIT_MMIO: self._own_on_mmio,
             uapi.KVM_EXIT_INTR: self._on_interrupted,
             uapi.KVM_EXIT_RISCV_SBI: self._on_sbi,
             uapi.KVM_EXIT_RISCV_CSR: self._on_csr,
@@ -123,6 +129,13 @@ class VcpuThread:
     def unpark(self, reason: object) -> None:
         """The guest may run again as far as ``reason`` is concerned. From any thread."""
         self.post(lambda: self._parked.discard(reason))
+
+    @property
+    def exits(self) -> list[int]:
+        """How often KVM_RUN returned so far, by reason."""
+        exits = list(self._exits)
+        exits[_MMIO] += self._answered.value
+        return exits
 
     @property
     def alive(self) -> bool:
@@ -182,10 +195,13 @@ class VcpuThread:
             self._on_error(error)
 
     def _loop(self) -> None:
-        run = self.vcpu.run
         handlers = self.handlers
-        exits = self.exits
+        exits = self._exits
         stores = self._stores
+        run = nativerun.runner(
+            self.vcpu, self._bus, handlers, self._own_on_mmio, self._answered, self._answers, stores
+        )
+        run = run or self.vcpu.run
         while self._running:
             reason = run()
             if reason != _MMIO and stores[LAST] != stores[FIRST]:

@@ -52,6 +52,10 @@ class Kernel:
     #: KVM_RUN as the hot path wants it: (fd, request, 0) -> 0, or -1 with the reason in :meth:`errno`.
     run: Callable[[int, int, int], int] = staticmethod(_run)
 
+    def run_address(self) -> int:
+        """The C function behind :attr:`run`, which behaves as ioctl does; 0 when there is none."""
+        return ctypes.cast(_run, ctypes.c_void_p).value or 0
+
     def machine(self) -> str:
         """The host's architecture as ``uname -m`` prints it."""
         return os.uname().machine

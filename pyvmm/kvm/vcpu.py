@@ -60,7 +60,7 @@ _REGISTER_HINTS = {
 class Vcpu(Fd):
     """A vCPU's file descriptor and its run page."""
 
-    __slots__ = ("_page", "_run", "_words", "id", "ring_address")
+    __slots__ = ("_page", "_run", "_words", "id", "page_address", "ring_address")
 
     def __init__(self, kernel: Kernel, fd: int, vcpu_id: int, mmap_size: int) -> None:
         super().__init__(kernel, fd)
@@ -72,8 +72,10 @@ class Vcpu(Fd):
             self.close()
             raise HostError(f"cannot map the run page of vCPU {vcpu_id}: {error.strerror}") from error
         self._words = memoryview(self._page).cast("I")
+        #: Address of the run page.
+        self.page_address = address_of(self._page)
         #: Address of the coalesced-MMIO ring, one for the whole machine, seen through every vCPU.
-        self.ring_address = address_of(self._page) + uapi.KVM_COALESCED_MMIO_PAGE_OFFSET * _PAGE
+        self.ring_address = self.page_address + uapi.KVM_COALESCED_MMIO_PAGE_OFFSET * _PAGE
 
     def close(self) -> None:
         """Unmap the run page and close the vCPU. Its thread must have left :meth:`run`."""
@@ -93,7 +95,10 @@ class Vcpu(Fd):
         """
         if self._run(self.fd, _KVM_RUN, 0) == 0:
             return self._words[_EXIT_REASON_WORD]
-        errno = self.kernel.errno()
+        return self.stopped(self.kernel.errno())
+
+    def stopped(self, errno: int) -> int:
+        """What :meth:`run` makes of a KVM_RUN that failed."""
         if errno in (EINTR, EAGAIN):
             return uapi.KVM_EXIT_INTR
         raise KvmError("KVM_RUN", errno, _RUN_HINTS.get(errno, ""))

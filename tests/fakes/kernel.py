@@ -9,6 +9,9 @@ answered is in ``kernel.vm.vcpus[id].answers``; a script that is used up shuts t
 real, so event loops work. A store inside of a coalesced zone is no exit while the ring has room; one that an
 ioeventfd takes is played with ``vm.guest_store``. What the kernel was told is in ``vm.slots``, ``routes``,
 ``irqfds``, ``lines`` and ``messages``.
+
+``in_c`` says whether vCPUs may be run from C, where the native module is there; a script that raises an
+exception needs that they are not, as it cannot pass through C.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import os
 import signal
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from struct import Struct
@@ -59,6 +63,9 @@ DEFAULT_ISA = (
 )
 SBI_ON = ("v01", "time", "ipi", "rfence", "srst", "hsm", "experimental", "vendor", "sta", "fwft")
 SBI_OFF = ("dbcn", "susp", "mpxy")
+
+
+_IOCTL = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, use_errno=True)
 
 
 def fail(number: int) -> NoReturn:
@@ -203,7 +210,9 @@ class FakeKernel(Kernel):
         open_error: int = 0,
         guest_files: bool = False,
         ids_limit: int = 2048,
+        in_c: bool = True,
     ) -> None:
+        self._run_from_c = _IOCTL(self._called_from_c) if in_c else None
         self.scripts = dict(script) if isinstance(script, Mapping) else {0: list(script)}
         self.capabilities = {**DEFAULT_CAPABILITIES, **(capabilities or {})}
         self.isa = tuple(isa)
@@ -251,6 +260,19 @@ class FakeKernel(Kernel):
 
     def run(self, fd: int, request: int, argument: int) -> int:
         return self._answer(fd, request, argument)
+
+    def run_address(self) -> int:
+        return ctypes.cast(self._run_from_c, ctypes.c_void_p).value or 0  # of None it is 0
+
+    def _called_from_c(self, fd: int, request: int, argument: int) -> int:
+        try:
+            result = self.run(fd, request, argument)
+        except BaseException:  # it cannot pass through C
+            traceback.print_exc()
+            result, self._errno.value = -1, errno.ENOTRECOVERABLE
+        if result < 0:
+            ctypes.set_errno(self._errno.value)
+        return result
 
     def errno(self) -> int:
         return int(self._errno.value)

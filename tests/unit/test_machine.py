@@ -170,7 +170,7 @@ def test_exception_in_a_handler_stops_the_machine_and_reaches_the_caller(run):
     def explode(vcpu):
         raise ZeroDivisionError
 
-    end = run([call(explode)])()
+    end = run(kernel=FakeKernel([call(explode)], in_c=False))()
     assert end.reason == outcome.FAILED
     assert isinstance(end.error, ZeroDivisionError)
 

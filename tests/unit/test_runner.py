@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import errno
+import os
 import signal
 import threading
 from queue import SimpleQueue
@@ -21,7 +22,7 @@ from fakes.kernel import (
 )
 from fakes.threads import PATIENCE, happens, in_time
 
-from pyvmm import outcome
+from pyvmm import nativerun, outcome
 from pyvmm.errors import KvmError
 from pyvmm.kvm import regs, uapi
 from pyvmm.kvm.system import Kvm
@@ -29,6 +30,7 @@ from pyvmm.mmio.bus import Bus
 from pyvmm.runner import KICK, VcpuThread
 
 DEVICE = 0x1000_0000
+HAVE_C = os.path.exists(nativerun.FILE)
 PC = regs.core("pc")
 
 
@@ -50,9 +52,9 @@ class Hooked:
 class Runner:
     """A vCPU thread on a fake KVM; ``end`` is what it reported, an Outcome or an exception."""
 
-    def __init__(self, *script):
+    def __init__(self, *script, in_c):
         self._started = threading.Event()
-        self.kernel = FakeKernel([call(lambda vcpu: happens(self._started)), *script])
+        self.kernel = FakeKernel([call(lambda vcpu: happens(self._started)), *script], in_c=in_c)
         self.bus = Bus()
         self.opened = [Kvm(kernel=self.kernel)]
         self.opened.append(self.opened[0].create_vm())
@@ -78,12 +80,14 @@ class Runner:
             thing.close()
 
 
-@pytest.fixture
-def runner():
+@pytest.fixture(params=[True, False], ids=["C", "Python"])
+def runner(request):
     made = []
+    if request.param and not HAVE_C:
+        pytest.skip("the native module was not built")
 
     def make(*script):
-        made.append(Runner(*script))
+        made.append(Runner(*script, in_c=request.param))
         return made[-1]
 
     yield make

@@ -52,7 +52,7 @@ clean:
 	-$(BIN)/pyvmm lab stop
 	rm -rf $(VENV) build dist *.egg-info
 
-$(RUN_STAMP): pyproject.toml setup.py pyvmm/_native_build.py pyvmm/_native_run.c scripts/make-venv
+$(RUN_STAMP): pyproject.toml setup.py $(wildcard pyvmm/_native*.[pch]*) scripts/make-venv
 	$(PYTHON) scripts/make-venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@

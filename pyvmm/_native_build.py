@@ -24,45 +24,25 @@ uint16_t pyvmm_rearm16(uintptr_t address, uintptr_t value, uintptr_t peer);
 uint16_t pyvmm_rearm32(uintptr_t address, uintptr_t value, uintptr_t peer);
 """
 
-SOURCE = """
-#include <stdint.h>
+_FILES = [os.path.join(os.path.dirname(__file__), name) for name in ("_native_ring.c", "_native_run.c")]
 
-#define ORDERED(bits)                                                                         \\
-    uint##bits##_t pyvmm_load_acquire##bits(uintptr_t address)                                \\
-    {                                                                                         \\
-        return __atomic_load_n((uint##bits##_t *)address, __ATOMIC_ACQUIRE);                  \\
-    }                                                                                         \\
-    void pyvmm_store_release##bits(uintptr_t address, uintptr_t value)                        \\
-    {                                                                                         \\
-        __atomic_store_n((uint##bits##_t *)address, (uint##bits##_t)value, __ATOMIC_RELEASE); \\
-    }                                                                                         \\
-    uint##bits##_t pyvmm_peer##bits(uintptr_t address)                                        \\
-    {                                                                                         \\
-        __atomic_thread_fence(__ATOMIC_SEQ_CST);                                              \\
-        return __atomic_load_n((uint##bits##_t *)address, __ATOMIC_ACQUIRE);                  \\
-    }                                                                                         \\
-    uint16_t pyvmm_rearm##bits(uintptr_t address, uintptr_t value, uintptr_t peer)            \\
-    {                                                                                         \\
-        __atomic_store_n((uint##bits##_t *)address, (uint##bits##_t)value, __ATOMIC_RELAXED); \\
-        __atomic_thread_fence(__ATOMIC_SEQ_CST);                                              \\
-        return __atomic_load_n((uint16_t *)peer, __ATOMIC_ACQUIRE);                           \\
-    }
 
-ORDERED(16)
-ORDERED(32)
-"""
+def _source() -> str:
+    parts = []
+    for path in _FILES:
+        with open(path) as file:
+            parts.append(file.read())
+    return "\n".join(parts)
+
 
 ffi = cffi.FFI()
 ffi.cdef(DECLARATIONS)
-_RUN = os.path.join(os.path.dirname(__file__), "_native_run.c")
-with open(_RUN) as file:
-    SOURCE += file.read()
 # Optional: where it cannot be compiled, pyvmm.ring uses libatomic, and vCPUs run in plain Python.
 ffi.set_source(
     "pyvmm._native",
-    SOURCE,
+    _source(),
     optional=True,
     py_limited_api=True,
     define_macros=[("Py_LIMITED_API", "0x030A0000")],  # 3.10; later ones lack headers that cffi relies on
-    depends=[_RUN],
+    depends=_FILES,
 )

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // KVM_RUN in a loop, answering accesses to devices: VcpuThread._on_mmio, Bus.read and Bus.write, step by step, for
-// pyvmm/nativerun.py. Compiled into the native module, for the limited API.
+// pyvmm/nativerun.py. Compiled into the native module, for the limited API; Python.h or _native_python.h comes first.
 //
 // An exit is either answered here as a whole, or left to Python untouched and uncounted. So whatever is rare is
 // left to Python: other reasons, a trace, stores that were noted down and come first, an access to where there is no
@@ -15,7 +15,6 @@
 // compared and nothing else, the data, the direction, and the length, of which only 1, 2, 4 and 8 are taken. It is
 // copied before anything is called, which may run the vCPU.
 
-#include <errno.h>
 #include <stddef.h>
 #include <stdint.h>
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""C programs for guests and the lab host, which have no compiler: built here, by zig. All of them static."""
+"""C for guests and the lab host, which have no compiler: built here, by zig. All programs are static."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import pyvmm
 from pyvmm.errors import ConfigError, HostError
 from pyvmm.lab import store
 
@@ -23,6 +24,8 @@ _FLAGS = (
     "-Wextra",
     "-Werror",
 )
+# No libc, no Python: pyvmm/_native_python.h says what there will be.
+_NATIVE_FLAGS = (*("-shared", "-fPIC", "-std=gnu17", "-O2", "-s"), "-Wall", "-Wextra", "-Werror")
 # No libc, but its headers and Linux's, which zig brings for every machine.
 _FREESTANDING_FLAGS = (
     "-nostdlib",
@@ -46,6 +49,30 @@ def freestanding(sources: list[Path], target: Path, machine: str = "riscv64") ->
     flags += [word for name in folders for word in ("-isystem", str(headers / name))]
     flags += [f"-I{folder}" for folder in sorted({str(source.parent) for source in sources})]
     _compile(sources, target, flags)
+
+
+def native(machine: str = "riscv64") -> Path:
+    """A directory with pyvmm's native module as ``pyvmm/_native.abi3.so``, for any Python of that machine.
+
+    Built once for every content. Raises ConfigError without zig, HostError when it does not compile.
+    """
+    package = Path(pyvmm.__file__).parent
+    header, sources = package / "_native_python.h", sorted(package.glob("_native_*.c"))
+    flags = [
+        "-target",
+        f"{machine}-linux-musl",
+        *_NATIVE_FLAGS,
+        *_FREESTANDING_FLAGS,
+        "-include",
+        str(header),
+    ]
+
+    def build(work: Path) -> None:
+        (work / "pyvmm").mkdir()
+        _compile(sources, work / "pyvmm/_native.abi3.so", flags)
+
+    contents = [path.read_bytes() for path in (header, *sources)]
+    return store.build_once(f"native/{store.recipe_key(flags, contents)}", build)
 
 
 def programs(sources: Path) -> Path:

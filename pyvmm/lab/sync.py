@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pyvmm
 from pyvmm.errors import ConfigError
-from pyvmm.lab import store
+from pyvmm.lab import programs, store
 from pyvmm.lab.image import compile_packages
 
 RUN = ("sortedcontainers",)
@@ -48,6 +48,11 @@ def _own() -> Iterator[tuple[str, Path]]:
     for path in sorted(top.rglob("*")):
         if path.is_file() and not path.name.endswith(_SKIPPED):
             yield f"pyvmm/{path.relative_to(top)}", path
+    try:
+        name = "pyvmm/_native.abi3.so"
+        yield name, programs.native() / name
+    except ConfigError:
+        pass  # it is as optional there as anywhere
 
 
 def _distribution(name: str) -> Iterator[tuple[str, Path]]:

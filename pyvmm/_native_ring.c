@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The ordered operations of pyvmm/ring.py. Compiled into the native module.
+
+#include <stdint.h>
+
+#define ORDERED(bits)                                                                         \
+    uint##bits##_t pyvmm_load_acquire##bits(uintptr_t address)                                \
+    {                                                                                         \
+        return __atomic_load_n((uint##bits##_t *)address, __ATOMIC_ACQUIRE);                  \
+    }                                                                                         \
+    void pyvmm_store_release##bits(uintptr_t address, uintptr_t value)                        \
+    {                                                                                         \
+        __atomic_store_n((uint##bits##_t *)address, (uint##bits##_t)value, __ATOMIC_RELEASE); \
+    }                                                                                         \
+    uint##bits##_t pyvmm_peer##bits(uintptr_t address)                                        \
+    {                                                                                         \
+        __atomic_thread_fence(__ATOMIC_SEQ_CST);                                              \
+        return __atomic_load_n((uint##bits##_t *)address, __ATOMIC_ACQUIRE);                  \
+    }                                                                                         \
+    uint16_t pyvmm_rearm##bits(uintptr_t address, uintptr_t value, uintptr_t peer)            \
+    {                                                                                         \
+        __atomic_store_n((uint##bits##_t *)address, (uint##bits##_t)value, __ATOMIC_RELAXED); \
+        __atomic_thread_fence(__ATOMIC_SEQ_CST);                                              \
+        return __atomic_load_n((uint16_t *)peer, __ATOMIC_ACQUIRE);                           \
+    }
+
+ORDERED(16)
+ORDERED(32)

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The native module as the lab has it: compiled by zig, with no headers of Python's."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pyvmm.lab.programs import native
+
+TESTS = Path(__file__).parent.parent
+PLUGIN = """
+from pyvmm import nativerun, ring
+nativerun.FILE = ring._NATIVE_FILE = {path!r}
+"""
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the tests must be able to load it")
+def test_module_built_without_headers_passes_the_tests_of_the_other(tmp_path):
+    path = native("x86_64") / "pyvmm/_native.abi3.so"
+    (tmp_path / "headerless.py").write_text(PLUGIN.format(path=str(path)))
+    files = ["unit/test_nativerun.py", "unit/test_runner.py", "unit/test_ring.py", "model/test_exit_twins.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "headerless", *files]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, cwd=TESTS, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.lab
+def test_lab_host_uses_the_module(lab):
+    source = "from pyvmm.ring import Ring; from pyvmm import nativerun, ring; "
+    source += "print(Ring().backend, ring.NATIVE, ring.ctypes.PyDLL(nativerun.FILE)['pyvmm_runner'])"
+    with lab.popen(["python3", "-c", source], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.read().startswith("native module native module <")

@@ -19,14 +19,13 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import signal
 import threading
-from collections import deque
 
 from pyvmm import nativerun, outcome
 from pyvmm.errors import KvmError
 from pyvmm.kvm import dump, uapi
 from pyvmm.kvm.coalesced import FIRST, LAST
+from pyvmm.lean import deque, signals
 from pyvmm.outcome import Outcome
 from pyvmm.threads import start_thread
 
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
     from pyvmm.sbi import Sbi
     from pyvmm.shortcut import SerialShortcut
 
-KICK = signal.SIGUSR1
+KICK = signals.SIGUSR1
 _MOST_REASONS = 64
 _MMIO = uapi.KVM_EXIT_MMIO
 
@@ -162,14 +161,14 @@ class VcpuThread:
         if thread is None or thread.ident is None or not thread.is_alive():
             return
         try:
-            signal.pthread_kill(thread.ident, KICK)
+            signals.pthread_kill(thread.ident, KICK)
         except ProcessLookupError:
             pass  # it ended just now
 
     def _main(self) -> None:
         self._thread = threading.current_thread()  # `start` may not have come so far
         try:
-            self.vcpu.set_signal_mask(signal.valid_signals() - {KICK})
+            self.vcpu.set_signal_mask(signals.valid_signals() - {KICK})
             self._loop()
         except BaseException as error:
             self._failed(error)
@@ -238,11 +237,11 @@ class VcpuThread:
             self.vcpu.answer_csr(0)
 
     def _on_interrupted(self) -> None:
-        while signal.sigtimedwait([KICK], 0) is not None:
+        while signals.sigtimedwait([KICK], 0) is not None:
             pass
         self._run_posted()
         while self._parked and self._running:
-            signal.sigwait((KICK,))
+            signals.sigwait((KICK,))
             self._run_posted()
 
     def _run_posted(self) -> None:

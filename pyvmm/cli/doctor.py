@@ -54,7 +54,7 @@ def main(words: list[str]) -> int:
 
 def run_checks(dev: str) -> list[Check]:
     """Every check that makes sense on this host."""
-    checks = [_python(), _sortedcontainers()]
+    checks = [_python()]
     if os.uname().machine != "riscv64":
         return [*checks, _lab()]
     return [*checks, *_kvm(dev), _huge_pages(), _node("/dev/net/tun"), _node("/dev/vhost-net")]
@@ -62,14 +62,6 @@ def run_checks(dev: str) -> list[Check]:
 
 def _python() -> Check:
     return Check("python", OK, sys.version.split(maxsplit=1)[0])
-
-
-def _sortedcontainers() -> Check:
-    try:
-        import sortedcontainers
-    except ImportError:
-        return Check("sortedcontainers", FAIL, "not installed", "pip install sortedcontainers")
-    return Check("sortedcontainers", OK, sortedcontainers.__version__)
 
 
 def _lab() -> Check:

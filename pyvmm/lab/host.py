@@ -262,7 +262,7 @@ class Lab:
         environment: Mapping[str, str] | None,
         distributions: Sequence[str],
     ) -> str:
-        packages = [sync.pack(sync.RUN, with_pyvmm=True)]
+        packages = [sync.pack((), with_pyvmm=True)]
         if distributions:
             packages.append(sync.pack(distributions, with_pyvmm=False))
         passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}

@@ -16,8 +16,6 @@ from pyvmm.errors import ConfigError
 from pyvmm.lab import programs, store
 from pyvmm.lab.image import compile_packages
 
-RUN = ("sortedcontainers",)
-"""Distributions that pyvmm itself needs."""
 TEST = (
     *("pytest", "pluggy", "iniconfig", "packaging", "pygments"),
     *("pytest-xdist", "execnet"),

@@ -21,8 +21,6 @@ import threading
 from bisect import bisect_right
 from struct import pack
 
-from sortedcontainers import SortedDict
-
 from pyvmm.errors import BusError
 from pyvmm.mmio.ranges import Range
 from pyvmm.mmio.regs import RegisterDevice
@@ -154,11 +152,10 @@ class Bus:
     in ``unclaimed``.
     """
 
-    __slots__ = ("_mappings", "_write_lock", "published", "unclaimed")
+    __slots__ = ("_write_lock", "published", "unclaimed")
 
     def __init__(self) -> None:
         self._write_lock = threading.Lock()
-        self._mappings: SortedDict[int, Mapping] = SortedDict()
         #: Its one entry is what is published; replaced, never changed.
         self.published: list[Table] = [((), (-1,), (), (), b"")]
         self.unclaimed = Unclaimed()
@@ -167,7 +164,7 @@ class Bus:
         """Put ``device`` at ``base``, ``size`` bytes. Raises BusError on overlap, zero size and wrap."""
         mapping = Mapping(self, Range(base, size), device, name)
         with self._write_lock:
-            self._insert(mapping, mapping.range)
+            self._insert(mapping, mapping.range, self.published[0][3])
         return mapping
 
     def read(self, address: int, size: int) -> int:
@@ -243,38 +240,34 @@ class Bus:
         ends_inside = at + 1 < len(bases) and bases[at + 1] < address + size
         self.unclaimed.count(address, straddles=begins_inside or ends_inside)
 
-    def _insert(self, mapping: Mapping, where: Range) -> None:
-        index = self._mappings.bisect_right(where.base)
-        for neighbour in self._mappings.values()[max(index - 1, 0) : index + 1]:
+    def _insert(self, mapping: Mapping, where: Range, others: tuple[Mapping, ...]) -> None:
+        at = bisect_right(others, where.base, key=_base_of)
+        for neighbour in others[max(at - 1, 0) : at + 1]:
             if neighbour.range.overlaps(where):
                 raise BusError(f"{mapping.name} ({where}) overlaps {neighbour}.")
         mapping.range = where
-        self._mappings[where.base] = mapping
-        self._publish()
+        self._publish((*others[:at], mapping, *others[at:]))
 
-    def _is_mapped(self, mapping: Mapping) -> bool:
-        return self._mappings.get(mapping.range.base) is mapping
+    def _others(self, mapping: Mapping) -> tuple[Mapping, ...] | None:
+        """What is on the bus beside ``mapping``; None when that is not."""
+        mappings = self.published[0][3]
+        others = tuple(other for other in mappings if other is not mapping)
+        return None if len(others) == len(mappings) else others
 
     def _unmap(self, mapping: Mapping) -> None:
         with self._write_lock:
-            if self._is_mapped(mapping):
-                del self._mappings[mapping.range.base]
-                self._publish()
+            others = self._others(mapping)
+            if others is not None:
+                self._publish(others)
 
     def _move(self, mapping: Mapping, where: Range) -> None:
         with self._write_lock:
-            if not self._is_mapped(mapping):
+            others = self._others(mapping)
+            if others is None:
                 raise BusError(f"{mapping.name} cannot move to {where}: it is not on the bus.")
-            old = mapping.range
-            del self._mappings[old.base]
-            try:
-                self._insert(mapping, where)
-            except BusError:
-                self._mappings[old.base] = mapping
-                raise
+            self._insert(mapping, where, others)
 
-    def _publish(self) -> None:
-        mappings = tuple(self._mappings.values())
+    def _publish(self, mappings: tuple[Mapping, ...]) -> None:
         bases = tuple(mapping.range.base for mapping in mappings)
         lasts = tuple(mapping.range.last for mapping in mappings)
         self.published[0] = (
@@ -285,3 +278,7 @@ class Bus:
             mappings,
             pack(f"{2 * len(mappings)}Q", *bases, *lasts),
         )
+
+
+def _base_of(mapping: Mapping) -> int:
+    return mapping.range.base

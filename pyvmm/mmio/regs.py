@@ -26,10 +26,10 @@ reserved bits are counted in ``odd``.
 from __future__ import annotations
 
 import threading
-from functools import partial
 from operator import setitem
 
 from pyvmm.errors import ConfigError
+from pyvmm.lean import partial
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

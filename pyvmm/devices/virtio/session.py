@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import deque
-from functools import partial
 
 from pyvmm.errors import GuestAccessError
+from pyvmm.lean import deque, partial
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -139,6 +139,19 @@ def test_silence_is_a_timeout_with_real_and_scaled_times(suite):
     )
 
 
+def test_line_that_is_almost_what_was_awaited_is_marked(suite):
+    suite.kernel("say smp: Brought up 1 node, 1 CPU\nsay other\nstay\n")
+    result = suite.run(
+        """
+        def test_it(vm, console):
+            vm.start()
+            console.expect(r"Brought up (\\d) node, 2 CPUs", timeout=0.1)
+        """
+    )
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["E  *>   smp: Brought up 1 node, 1 CPU", "E  *    other"])
+
+
 def test_time_limit_of_a_test_holds_for_all_its_waits(suite):
     suite.kernel("stay\n")
     result = suite.run(

@@ -30,7 +30,7 @@ _PANIC_GRACE = 5.0  # seconds for what Linux prints after a panic's first line, 
 class ConsoleLog:
     """The output of one guest. ``path`` is the file, ``live`` sees every piece as it comes.
 
-    ``shown`` is whether its end may be told. Whatever becomes of the file and of ``live``, the output is taken:
+    ``shown`` is whether its end may be told. Whatever becomes of file and ``live``, the output is taken:
     ``incomplete`` says why the file has not all of it.
     """
 

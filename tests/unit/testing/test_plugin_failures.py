@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How tests fail when guests do, and what their reports say."""
 
+import pytest
+
 PANIC = "say Linux version 6.99 (fake)\npanic\nstay\n"
 
 
@@ -260,6 +262,44 @@ def test_panic_ends_a_command_at_once(suite):
     )
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*GuestPanic: the guest panicked*"])
+
+
+@pytest.mark.parametrize(
+    ("end", "exception"),
+    [
+        ("off", "GuestExited: the guest ended: the guest powered off"),
+        ("end 254 no memory there", "GuestHang: the guest ended: no memory there"),
+        ("die 11", "GuestExited: the guest ended: its pyvmm was killed by SIGSEGV"),
+    ],
+)
+def test_end_of_the_guest_ends_a_command_at_once(suite, end, exception):
+    result = suite.run(
+        f"""
+        def test_it(vm_booted, console, guest):
+            guest.check("true")
+            console.sendline({end!r})
+            guest.run("tail --pid=$PPID -f /dev/null", timeout=600)
+        """
+    )
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines([f"*{exception}", "*awaited: the end of 'tail *"])
+
+
+def test_port_that_the_guest_closes_ends_the_command_and_the_next_one_has_a_new_way(suite):
+    result = suite.run(
+        """
+        import pytest
+        from pyvmm.testing.errors import GuestExited
+
+        def test_it(vm_booted, guest):
+            with pytest.raises(GuestExited, match="closed the connection"):
+                guest.run(["hangup"])
+            assert guest.check("echo again").stdout == "again\\n"
+            assert vm_booted.state == "running"
+        """,
+        "-Werror",
+    )
+    result.assert_outcomes(passed=1)
 
 
 def test_junit_file_names_the_artifacts_of_a_failure(suite):

@@ -103,6 +103,29 @@ def test_all_guests_are_reached_though_one_fails(start, run):
     mute.release()
 
 
+def test_highest_code_of_all_guests_is_returned(start, run):
+    start("one", obeys="power-key")
+    start("two", obeys="nothing")
+    code, _, err = run("stop", "--all", "--grace=10ms")
+    assert code == 124
+    assert sorted(line.split(": ")[1] for line in err.splitlines()) == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("command", "result"),
+    [
+        ("pause", {"state": "paused"}),
+        ("resume", {"state": "running"}),
+        ("reset", {"state": "running"}),
+        ("kill", {"how": "ended"}),
+    ],
+)
+def test_result_as_json_names_the_guest(start, run, command, result):
+    start("one")
+    code, out, err = run(command, "one", "--json")
+    assert (code, json.loads(out), err) == (0, {"name": "one", **result}, "")
+
+
 def test_all_of_no_guests_is_no_failure(run):
     assert run("stop", "--all") == (0, "", "pyvmm: no guest is running\n")
 

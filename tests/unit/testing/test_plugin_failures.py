@@ -309,6 +309,31 @@ def test_junit_file_names_the_artifacts_of_a_failure(suite):
     assert "[[ATTACHMENT|.pyvmm/" in (suite.path / "junit.xml").read_text()
 
 
+def test_junit_file_tells_of_a_guest_that_did_not_boot_or_panicked_late(suite):
+    junit = ("--junitxml=junit.xml", "-o", "junit_logging=system-out")
+    suite.kernel(PANIC)
+    suite.run("def test_it(vm_module): pass", *junit)
+    text = (suite.path / "junit.xml").read_text()
+    assert '"guest host" value="local"' in text
+    assert "[[ATTACHMENT|.pyvmm/" in text
+    suite.kernel("shell\n")
+    test = """
+    import pytest
+
+    @pytest.fixture
+    def vm_then_panic(vm):
+        yield vm
+        vm.console.sendline("panic")
+        vm.log.wait_end(60, lambda: True)
+
+    def test_it(vm_then_panic, console):
+        vm_then_panic.start()
+        console.expect("# ")
+    """
+    suite.run(test, *junit)
+    assert "[[ATTACHMENT|.pyvmm/" in (suite.path / "junit.xml").read_text()
+
+
 def test_nothing_is_kept_when_nothing_is_to_be(suite):
     suite.run("def test_it(vm_booted): assert False", "--vmm-keep=none").assert_outcomes(failed=1)
     assert not (suite.path / ".pyvmm").exists()

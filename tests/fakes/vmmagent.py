@@ -15,7 +15,8 @@ from pyvmm.guest.protocol import HEADER, frame
 class FakeAgent:
     """Serves ``connection`` until it is closed; ``root`` is the guest's file system.
 
-    The command ``hangup`` closes its port, as a guest does whose agent was killed.
+    The command ``hangup`` closes its port, as a guest does whose agent was killed; the file ``/stuck`` is
+    one that nobody comes to the end of.
     """
 
     def __init__(self, connection: socket.socket, root: str, power_off: Callable[[], None]) -> None:
@@ -65,6 +66,8 @@ class FakeAgent:
         status, outputs = 0, (b"", b"")
         if words == ["hangup"]:
             self._connection.shutdown(socket.SHUT_RDWR)
+            return
+        if words == ["/stuck"]:
             return
         if kind == protocol.PUT:
             with open(path, "wb") as file:

@@ -166,13 +166,15 @@ def test_time_limit_of_a_test_holds_for_all_its_waits(suite):
             lambda vm: vm.wait(),
             lambda vm: vm.guest.run("tail --pid=$PPID -f /dev/null"),
             lambda vm: vm.guest.wait_for("false"),
+            lambda vm: vm.guest.put(b"", "/stuck"),
+            lambda vm: vm.guest.get("/stuck"),
         ])
         def test_it(vm, wait):
             vm.start()
             wait(vm)
         """
     )
-    result.assert_outcomes(failed=4)
+    result.assert_outcomes(failed=6)
     result.stdout.fnmatch_lines(["*ConsoleTimeout*", "*GuestTimeout: the guest did not end*"])
 
 

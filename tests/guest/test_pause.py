@@ -11,7 +11,7 @@ import time
 
 import pytest
 from steered import SteeredGuest
-from test_debian import copied
+from test_debian import PROMPT, copied
 
 from pyvmm import outcome
 
@@ -215,6 +215,10 @@ def test_power_key_has_debian_power_off_cleanly(real_kvm, tmp_path):
     )
     try:
         guest.console.expect_exact("debian login: ", timeout=SLOW)
+        guest.console.sendline("root")
+        guest.console.expect(PROMPT, timeout=SLOW)
+        guest.begin("bind 'set enable-bracketed-paste off'; systemctl is-system-running --wait || true")
+        guest.finish(SLOW)  # logind acts on the key, and may come after the prompt
         guest.machine.power_button()
         assert guest.machine.wait().reason == outcome.POWEROFF
         guest.close()

@@ -290,6 +290,13 @@ def test_kernels_of_a_glob_multiply_the_tests(suite):
     result.stdout.fnmatch_lines_random(["*test_it?Image-6.12?*", "*test_it?Image-7.0?*"])
 
 
+def test_kernel_of_a_test_is_known_and_none_when_none_was_named(suite):
+    suite.run(
+        "def test_it(vmm_kernel, vmm_config): assert vmm_config.kernel == vmm_kernel and vmm_kernel[0] == '/'"
+    ).assert_outcomes(passed=1)
+    suite.run("def test_it(vmm_kernel): assert vmm_kernel is None", kernel=False).assert_outcomes(passed=1)
+
+
 def test_guest_that_powers_off_ends_with_its_reason(suite):
     result = suite.run(
         """

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from pyvmm.testing import session as sessions
+
 PATIENCE = 60
 HANGS = """
 import pytest
@@ -102,6 +104,15 @@ def test_module_whose_guest_does_not_boot_leaves_nothing(suite):
     result.stdout.fnmatch_lines(["*GuestHang: *no memory there"])
     assert not suite.processes()
     assert not suite.leftovers()
+
+
+def test_guardian_of_a_killed_session_undoes_what_leads_to_the_lab(tmp_path):
+    guest = tmp_path / "sockets" / "guest"
+    guest.mkdir(parents=True)
+    (guest / "undo").write_text(f"touch {tmp_path}/undone\n")
+    words = ["sh", "-c", sessions._GUARDIAN, "sh", guest.parent, "true", "1"]
+    subprocess.run(words, stdin=subprocess.DEVNULL, check=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["undone"]
 
 
 def test_failing_fixture_leaves_nothing(suite):

@@ -40,6 +40,7 @@ def hang(suite):
     started = []
 
     def start(test, *options, waiting=1):
+        suite.kernel("stay\n")  # whatever becomes of its console
         suite.pytester.makepyfile(HANGS + test)
         started.append(
             subprocess.Popen(
@@ -56,6 +57,8 @@ def hang(suite):
     for process in started:
         process.kill()
         process.wait()
+    for pid in suite.processes():  # of a test that failed
+        os.kill(pid, signal.SIGKILL)
 
 
 def eventually(condition):

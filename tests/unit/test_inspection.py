@@ -45,3 +45,4 @@ def test_text_has_one_line_for_each_and_addresses_in_hex(inspect):
     assert "irqchip: aia" in lines
     assert any(f"base=0x{layout.RAM_BASE:x}" in line for line in lines)
     assert any("name=rng0" in line for line in lines)
+    assert any("desc=0x0 driver=0x0 device=0x0 " in line for line in lines)

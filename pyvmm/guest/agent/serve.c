@@ -145,7 +145,7 @@ static void read_port(void)
 {
     long count = sys(SYS_read, port, in + in_held, sizeof in - in_held);
     if (count == -EAGAIN || count == -EINTR) {
-        host_there = 1;
+        host_there = host_known = 1;
     } else if (count > 0) {
         host_there = 1;
         in_held += (uint32_t)count;
@@ -176,8 +176,8 @@ static void open_port(void)
     }
     delay = 1;
     wakes = (int)sys(SYS_epoll_create1, EPOLL_CLOEXEC);
-    // Without a host, poll would return at once for ever. Edges tell when one comes.
-    struct epoll_event event = {.events = EPOLLIN | EPOLLET};
+    // Without a host, poll would return at once for ever. Edges tell when one comes: its data may have come before.
+    struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLET};
     if (sys(SYS_epoll_ctl, wakes, EPOLL_CTL_ADD, port, &event) < 0)
         close_fd(&wakes);
     read_port();

@@ -108,7 +108,10 @@ def _row(item: object) -> str:
     return " ".join(f"{key}={_scalar(key, inner)}" for key, inner in item.items())
 
 
-_IN_HEX = ("base", "size", "address", "host", "data", "vendor", "device", "offered", "features", "flags")
+_IN_HEX = {
+    "base", "size", "address", "host", "data", "vendor", "device", "offered", "features", "flags",
+    "desc", "driver",
+}  # fmt: skip
 
 
 def _scalar(key: object, value: object) -> str:

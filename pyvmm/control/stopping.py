@@ -25,6 +25,8 @@ BY_FORCE = "forced"
 #: It did not power off, and ended while it was being asked: by a panic, by somebody else.
 OTHERWISE = "otherwise"
 
+# Seconds between two presses of the power key: whoever acts on it may not have been there for the first.
+_PRESSES = 5.0
 # Seconds that Linux gets to sync, to remount read-only and to power off, at most.
 _SYSRQ_GRACE = 5.0
 
@@ -38,7 +40,7 @@ def stop(served: Served, grace: float) -> str:
     machine = served.machine
     if machine.paused:
         _ask(machine.resume)
-    if _ask(machine.power_button) and served.wait(grace):
+    if _heeds_power_key(served, grace):
         return _how(machine, BY_POWER_KEY)
     asked = all(_ask(partial(machine.sysrq, key)) for key in "suo")
     if asked and served.wait(min(grace, _SYSRQ_GRACE)):
@@ -49,6 +51,18 @@ def stop(served: Served, grace: float) -> str:
     if machine.wait() is force:
         return BY_FORCE
     return _how(machine, BY_SYSRQ if asked else BY_POWER_KEY)
+
+
+def _heeds_power_key(served: Served, grace: float) -> bool:
+    press = served.machine.power_button
+    if not _ask(press):
+        return False
+    while grace > _PRESSES:
+        if served.wait(_PRESSES):
+            return True
+        _ask(press)  # refused by a guest that is going down: it still has its time
+        grace -= _PRESSES
+    return served.wait(grace)
 
 
 def _how(machine: Machine, asked: str) -> str:

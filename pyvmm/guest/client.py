@@ -94,7 +94,7 @@ class Guest:
 
     def wait_ready(self, timeout: float | None = None) -> None:
         """Wait until the agent answers, for ``timeout`` seconds. Raises GuestTimeout, GuestGone."""
-        deadline = None if timeout is None else monotonic() + timeout
+        deadline = _deadline(timeout)
         channel = self._channel
         with channel.changed:
             while not channel.ready:
@@ -141,38 +141,53 @@ class Guest:
         ``limit`` bytes. What it leaves running in the background goes on, without its outputs.
         """
         process = self.start(command, env=env, cwd=cwd)
-        outputs = self._converse(process, input, timeout, limit)
+        outputs = self._converse(process, input, _deadline(timeout), limit)
         assert process.status is not None
         return Completed(process.status, *outputs, process.failure)
 
-    def put(self, source: bytes | str | os.PathLike[str], target: str, *, mode: int | None = None) -> None:
+    def put(
+        self,
+        source: bytes | str | os.PathLike[str],
+        target: str,
+        *,
+        mode: int | None = None,
+        timeout: float | None = None,
+    ) -> None:
         """Write a file in the guest: these bytes, or the file of the host of this name.
 
-        ``mode`` is the host's file's unless given, or 0644. Raises GuestError, ConfigError.
+        ``mode`` is the host's file's unless given, or 0644. After ``timeout`` seconds it is given up. Raises
+        GuestError, GuestTimeout, ConfigError.
         """
+        deadline = _deadline(timeout)
         if isinstance(source, bytes):
             process = self._begin(target, _string("a", target), protocol.PUT, mode=_mode(mode, 0o644))
-            process.write(source)
+            rest = source
         else:
-            process = self._send_file(source, target, mode)
-        process.close_input()
-        process.wait()
+            process = self._send_file(source, target, mode, deadline)
+            rest = b""
+        self._converse(process, rest, deadline, OUTPUT_LIMIT)
         _check(process)
 
     def get(
-        self, source: str, target: str | os.PathLike[str] | None = None, *, limit: int = OUTPUT_LIMIT
+        self,
+        source: str,
+        target: str | os.PathLike[str] | None = None,
+        *,
+        limit: int = OUTPUT_LIMIT,
+        timeout: float | None = None,
     ) -> bytes:
         """The content of a file in the guest; with ``target``, written to that file of the host instead.
 
-        Then any size will do, and the result is empty. Raises GuestError, ConfigError.
+        Then any size will do, and the result is empty. After ``timeout`` seconds it is given up. Raises
+        GuestError, GuestTimeout, ConfigError.
         """
+        deadline = _deadline(timeout)
         process = self._begin(source, _string("a", source), protocol.GET)
-        process.close_input()
         if target is None:
-            data = self._converse(process, b"", None, limit)[STDOUT]
+            data = self._converse(process, b"", deadline, limit)[STDOUT]
         else:
             data = b""
-            self._save(process, target)
+            self._save(process, target, deadline)
         _check(process)
         return data
 
@@ -187,10 +202,9 @@ class Guest:
         return self._channel.start(what, spec, kind, flags=flags, mode=mode)
 
     def _converse(
-        self, process: Process, data: bytes, timeout: float | None, limit: int
+        self, process: Process, data: bytes, deadline: float | None, limit: int
     ) -> tuple[bytes, bytes]:
         """Feed a process and collect what it says, until its end."""
-        deadline = None if timeout is None else monotonic() + timeout
         rest = memoryview(data)
         outputs = (bytearray(), bytearray())
         open_input = True
@@ -214,29 +228,43 @@ class Guest:
                 process.abandon()
             raise
 
-    def _send_file(self, source: str | os.PathLike[str], target: str, mode: int | None) -> Process:
+    def _send_file(
+        self, source: str | os.PathLike[str], target: str, mode: int | None, deadline: float | None
+    ) -> Process:
         process = None
         try:
             with open(source, "rb") as file:
                 mode = _mode(mode, os.fstat(file.fileno()).st_mode)
                 process = self._begin(target, _string("a", target), protocol.PUT, mode=mode)
                 while data := file.read(_PIECE):
-                    process.write(data)
+                    process.write(data, deadline)
+        except GuestTimeout:
+            assert process is not None
+            process.abandon()
+            raise
         except OSError as error:
             if process is not None:
                 process.abandon()
             raise ConfigError(f"{os.fspath(source)} cannot be read: {error.strerror}.") from error
         return process
 
-    def _save(self, process: Process, target: str | os.PathLike[str]) -> None:
+    def _save(self, process: Process, target: str | os.PathLike[str], deadline: float | None) -> None:
+        process.close_input()
         try:
             with open(target, "wb") as file:
-                while data := process.read(STDOUT):
+                while data := process.read(STDOUT, deadline):
                     file.write(data)
+            process.wait(process.remaining(deadline))
+        except GuestTimeout:
+            process.abandon()
+            raise
         except OSError as error:
             process.abandon()
             raise ConfigError(f"{os.fspath(target)} cannot be written: {error.strerror}.") from error
-        process.wait()
+
+
+def _deadline(timeout: float | None) -> float | None:
+    return None if timeout is None else monotonic() + timeout
 
 
 def _check(process: Process) -> None:

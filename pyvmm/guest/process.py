@@ -66,14 +66,17 @@ class Process:
             self._in_flight += size
             return size
 
-    def write(self, data: bytes) -> None:
-        """Give it all of ``data`` as input, and wait until it is on its way."""
+    def write(self, data: bytes, deadline: float | None = None) -> None:
+        """Give it all of ``data`` as input, and wait until it is on its way.
+
+        Raises GuestTimeout at ``deadline``, a moment of ``time.monotonic``.
+        """
         view = memoryview(data)
         with self._channel.changed:
             while view:
                 view = view[self.offer(view) :]
                 if view:
-                    self._channel.wait()
+                    self._channel.wait(self.remaining(deadline))
 
     def close_input(self) -> None:
         """Its input ends here."""
@@ -96,11 +99,14 @@ class Process:
         held = self._outputs[output]
         return held.ended and not held.data
 
-    def read(self, output: int) -> bytes:
-        """What it wrote to STDOUT or STDERR, as soon as there is some; nothing at the end of it."""
+    def read(self, output: int, deadline: float | None = None) -> bytes:
+        """What it wrote to STDOUT or STDERR, as soon as there is some; nothing at the end of it.
+
+        Raises GuestTimeout at ``deadline``, a moment of ``time.monotonic``.
+        """
         with self._channel.changed:
             while not (data := self.take(output)) and not self.ended(output):
-                self._channel.wait()
+                self._channel.wait(self.remaining(deadline))
             return data
 
     def signal(self, number: int) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from pyvmm.testing.errors import ConsoleTimeout, GuestError
 from pyvmm.testing.log import ConsoleLog
+from pyvmm.testing.nearlines import near_lines
 
 try:
     from pexpect import EOF, TIMEOUT
@@ -126,7 +127,7 @@ class Console(SpawnBase):  # type: ignore[misc]  # pexpect has no types
         return self._awaiting(several, timeout, lambda s: inner(several, s, searchwindowsize))
 
     def _awaiting(
-        self, patterns: Iterable[Any], timeout: float | None, wait: Callable[[float | None], int]
+        self, patterns: Sequence[Any], timeout: float | None, wait: Callable[[float | None], int]
     ) -> int:
         __tracebackhide__ = True
         awaited = " or ".join(_describe(pattern) for pattern in patterns)
@@ -138,12 +139,15 @@ class Console(SpawnBase):  # type: ignore[misc]  # pexpect has no types
             raise self._guest.fatal(awaited, time.monotonic() - started) from None
         except TIMEOUT:
             waited = time.monotonic() - started
+            tail = self._guest.log.tail()
+            texts = [text for text in map(_source, patterns) if isinstance(text, str)]
             scaled = f" ({seconds:g} s times {self.scale:g})" if self.scale != 1 and seconds else ""
             raise ConsoleTimeout(
                 f"the console did not show {awaited} within {waited:.1f} s{scaled}",
                 awaited=awaited,
                 waited=waited,
-                tail=self._guest.log.tail(),
+                tail=tail,
+                near=near_lines(tail, texts),
             ) from None
 
     def send(self, text: str | bytes) -> int:
@@ -177,8 +181,11 @@ class Console(SpawnBase):  # type: ignore[misc]  # pexpect has no types
 
 
 def _describe(pattern: Any) -> str:
-    if isinstance(pattern, re.Pattern):
-        pattern = pattern.pattern
     if pattern is EOF:
         return "its end"
-    return "silence" if pattern is TIMEOUT else repr(pattern)
+    return "silence" if pattern is TIMEOUT else repr(_source(pattern))
+
+
+def _source(pattern: Any) -> Any:
+    """What a pattern was written as."""
+    return pattern.pattern if isinstance(pattern, re.Pattern) else pattern

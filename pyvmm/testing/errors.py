@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from pyvmm.errors import PyvmmError
 
@@ -12,11 +12,17 @@ class GuestError(PyvmmError):
     """The guest did not do what was awaited.
 
     ``awaited`` says what, ``waited`` for how many seconds, ``tail`` holds the console's last lines, with
-    control characters made visible.
+    control characters made visible. ``near`` has the numbers of those that come near to what was awaited.
     """
 
     def __init__(
-        self, what: str, *, awaited: str = "", waited: float | None = None, tail: Sequence[str] = ()
+        self,
+        what: str,
+        *,
+        awaited: str = "",
+        waited: float | None = None,
+        tail: Sequence[str] = (),
+        near: Container[int] = (),
     ) -> None:
         self.what = what
         self.awaited = awaited
@@ -26,7 +32,8 @@ class GuestError(PyvmmError):
         if awaited:
             lines.append(f"awaited: {awaited}" + (f", for {waited:.1f} s" if waited is not None else ""))
         if tail:
-            lines += ["the console's last lines:", *(f"    {line}" for line in tail)]
+            lines.append("the console's last lines:")
+            lines += [f"{'>' if number in near else ' '}   {line}" for number, line in enumerate(tail)]
         super().__init__("\n".join(lines))
 
 

@@ -86,19 +86,28 @@ class GuestChannel:
             raise GuestCommandError(command, result.status, result.stdout, result.stderr)
         return result
 
-    def put(self, source: bytes | str | Path, target: str, *, mode: int | None = None) -> None:
+    def put(
+        self,
+        source: bytes | str | Path,
+        target: str,
+        *,
+        mode: int | None = None,
+        timeout: float | None = None,
+    ) -> None:
         """Write a file in the guest: these bytes, or this file of the test's machine."""
         __tracebackhide__ = True
         self.wait_ready()
-        with self._awaiting(f"the copying to {target}", None):
-            self._connected().put(source, target, mode=mode)
+        limit = self._vm.limit(timeout)
+        with self._awaiting(f"the copying to {target}", limit):
+            self._connected().put(source, target, mode=mode, timeout=limit)
 
-    def get(self, source: str, target: str | Path | None = None) -> bytes:
+    def get(self, source: str, target: str | Path | None = None, *, timeout: float | None = None) -> bytes:
         """The content of a file in the guest, or nothing once it was written to ``target`` here."""
         __tracebackhide__ = True
         self.wait_ready()
-        with self._awaiting(f"the copying of {source}", None):
-            return self._connected().get(source, target)
+        limit = self._vm.limit(timeout)
+        with self._awaiting(f"the copying of {source}", limit):
+            return self._connected().get(source, target, timeout=limit)
 
     def wait_for(self, command: str | Sequence[str], *, timeout: float | None = None) -> Result:
         """Run a command again and again until its status is 0."""

@@ -6,12 +6,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
+from pyvmm.config import IRQCHIPS
 from pyvmm.errors import ConfigError, HostError
 from pyvmm.nearest import nearest
 from pyvmm.testing.place import Place
 
 _EMULATED_SCALE = 5.0
 _REQUIREMENTS = ("cpus", "irqchip", "isa", "sbi", "tool")
+_IRQCHIPS = tuple(kind for kind in IRQCHIPS if kind != "auto")
 
 
 class Host:
@@ -88,10 +90,14 @@ class Host:
         return self._check(name).get("state", "")
 
 
-def check_requirement(name: str) -> None:
+def check_requirement(name: str, value: object) -> None:
     """Raise ConfigError, with the nearest name, for what vmm_requires cannot ask for."""
     if name not in _REQUIREMENTS:
         raise ConfigError(f"vmm_requires has no {name!r}.{nearest(name, _REQUIREMENTS)}")
+    if name == "irqchip" and value not in _IRQCHIPS:
+        raise ConfigError(f"irqchip takes one of {', '.join(_IRQCHIPS)}, not {value!r}.")
+    if name == "cpus" and (not isinstance(value, int) or value < 1):
+        raise ConfigError(f"cpus takes a whole number above 0, not {value!r}.")
 
 
 def _each(value: object) -> Sequence[str]:

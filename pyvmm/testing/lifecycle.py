@@ -117,15 +117,23 @@ def report(item: pytest.Item, call: pytest.CallInfo[None], found: pytest.TestRep
         error = call.excinfo.value if call.excinfo else None
         found.sections += reports.sections(vms, error)
         if session.settings.keep != "none" and item.config.getoption("xmlpath", None):
-            item.add_report_section("artifacts", "stdout", reports.attachments(vms))
+            _attach(item, found, reports.attachments(vms))
         if session.settings.interact and not session.settings.worker and found.when != "teardown":
             for vm in vms:
                 if vm.state == "running":
                     interact(item.config, vm)
-    if found.when == "call":
+    if found.when == "call" or (found.when == "setup" and found.failed):
         item.user_properties += [one for vm in vms for one in reports.properties(vm)]
     if found.when == "teardown":
         dispose(session, item.stash.get(_VMS, []), failed=item.stash.get(_FAILED, False))
+
+
+def _attach(item: pytest.Item, found: pytest.TestReport, text: str) -> None:
+    """Have ``text`` in the output of a test; junit's file takes that from its last report."""
+    if found.when == "teardown":
+        found.sections.append(("Captured stdout artifacts", text))
+    else:
+        item.add_report_section("artifacts", "stdout", text)
 
 
 def dispose(session: sessions.Session, vms: list[Vm], *, failed: bool) -> None:

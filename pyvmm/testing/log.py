@@ -6,6 +6,7 @@ Filled by one thread, read by others. Whatever the guest prints, memory is bound
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
@@ -27,13 +28,21 @@ _PANIC_GRACE = 5.0  # seconds for what Linux prints after a panic's first line, 
 
 
 class ConsoleLog:
-    """The output of one guest. ``path`` is the file, ``live`` sees every piece as it comes."""
+    """The output of one guest. ``path`` is the file, ``live`` sees every piece as it comes.
 
-    def __init__(self, path: Path, live: Callable[[bytes], None] | None = None) -> None:
+    ``shown`` is whether its end may be told. Whatever becomes of file and ``live``, the output is taken:
+    ``incomplete`` says why the file has not all of it.
+    """
+
+    def __init__(
+        self, path: Path, live: Callable[[bytes], None] | None = None, *, shown: bool = True
+    ) -> None:
         self.path = path
         self.panic = PanicWatch()
         self.banner = ""
+        self.incomplete = ""
         self._live = live
+        self._shown = shown
         self._file = path.open("wb")
         self._written = 0
         self._changed = threading.Condition()
@@ -52,7 +61,8 @@ class ConsoleLog:
 
     def feed(self, data: bytes) -> None:
         """The guest printed ``data``."""
-        self._write(data)
+        if not self.incomplete:
+            self._write(data)
         with self._changed:
             self._kept += data
             del self._kept[:-KEPT]
@@ -61,14 +71,18 @@ class ConsoleLog:
             self._split(data)
             self._changed.notify_all()
         if self._live is not None:
-            self._live(data)
+            try:
+                self._live(data)
+            except (OSError, ValueError):  # nobody looks any more
+                self._live = None
 
     def end(self) -> None:
         """Nothing more will come."""
         with self._changed:
             self._ended = True
             self._changed.notify_all()
-            self._file.close()
+            with contextlib.suppress(OSError):  # what could not be written still cannot
+                self._file.close()
 
     def take(self, size: int, timeout: float | None, panic_ends: Callable[[], bool]) -> bytes | None:
         """Up to ``size`` bytes that nobody expected yet; None when none came in time, nothing at the end.
@@ -124,8 +138,8 @@ class ConsoleLog:
         return [line.decode("utf-8", "replace").rstrip("\r") for line in lines]
 
     def tail(self, count: int = 40) -> list[str]:
-        """The last lines as they may be shown."""
-        return [visible(line) for line in self.lines()[-count:]]
+        """The last lines as they may be shown; none when none are to be."""
+        return [visible(line) for line in self.lines()[-count:]] if self._shown else []
 
     def _split(self, data: bytes) -> None:
         self._line += data
@@ -150,15 +164,17 @@ class ConsoleLog:
             self.banner = visible(line.decode("utf-8", "replace")).partition("Linux version ")[2][:300]
 
     def _write(self, data: bytes) -> None:
-        if self._written > FILE_LIMIT:
-            return
         stamp = f"[{time.monotonic() - self._started:12.6f}] ".encode()
-        if self._at_start:
-            self._file.write(stamp)
-        self._at_start = data.endswith(b"\n")
         body = data[:-1].replace(b"\n", b"\n" + stamp) + data[-1:]
-        self._file.write(body)
+        if self._at_start:
+            body = stamp + body
+        self._at_start = data.endswith(b"\n")
         self._written += len(body)
         if self._written > FILE_LIMIT:
-            self._file.write(b"\n(the guest printed more than is kept)\n")
-        self._file.flush()
+            self.incomplete = "the guest printed more than is kept"
+            body += b"\n(%s)\n" % self.incomplete.encode()
+        try:
+            self._file.write(body)
+            self._file.flush()
+        except OSError as error:
+            self.incomplete = str(error.strerror)

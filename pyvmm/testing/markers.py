@@ -36,7 +36,7 @@ def _check(mark: pytest.Mark) -> None:
         if mark.name == "vmm":
             check_noun(keyword)
         elif mark.name == "vmm_requires":
-            check_requirement(keyword)
+            check_requirement(keyword, mark.kwargs[keyword])
         else:
             raise ConfigError("it takes nothing.")
 

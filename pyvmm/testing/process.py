@@ -172,8 +172,8 @@ class GuestProcess:
                     write(event)
                     if event.get("event") == "ended":
                         self._ended_event = event
-        except (ControlError, ControlGone):
-            pass  # it ended
+        except (ControlError, ControlGone, OSError):
+            pass  # it ended, or there is no room for its events
 
     def _explain(self, code: int) -> End:
         said = [line.removeprefix("pyvmm: ") for line in self.said() if line.startswith("pyvmm: ")]

@@ -24,10 +24,11 @@ def sections(vms: Iterable[Vm], error: BaseException | None) -> list[tuple[str, 
             lines.append(f"booted in {vm.boot_seconds:.1f} s")
         lines += _registers(vm)
         lines += ["pyvmm said:", *(f"    {line}" for line in vm.said()[-20:])] if vm.said() else []
-        if tail and tail != shown and vm.frame.show_tail:
+        if tail and tail != shown:
             lines += ["the console's last lines:", *(f"    {line}" for line in tail)]
         trace = artifacts.trace_tail(vm.folder)
         lines += ["the trace's last lines:", *(f"    {line}" for line in trace)] if trace else []
+        lines += [f"{artifacts.CONSOLE} is not complete: {vm.log.incomplete}"] if vm.log.incomplete else []
         lines += ["artifacts:", *(f"    {path}" for path in artifacts.listing(vm.folder))]
         found.append((f"guest {vm.name}", "\n".join(lines)))
     return found

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
 
@@ -114,7 +115,7 @@ class Session:
             timeout=float(marker.args[0]) if marker else TIMEOUT,
             allow_panic=node.get_closest_marker("vmm_allow_panic") is not None,
             trace=(self.settings.trace or ALL_KINDS) if traced else (self.settings.trace or ""),
-            live=self._live if self.settings.console == "live" and not self.settings.worker else None,
+            live=self._live() if self.settings.console == "live" and not self.settings.worker else None,
             show_tail=self.settings.console != "off",
         )
         vm = Vm(name, with_program(config), folder, frame)
@@ -127,9 +128,11 @@ class Session:
         if vm in self._vms:
             self._vms.remove(vm)
 
-    def _live(self, data: bytes) -> None:
+    def _live(self) -> Callable[[bytes], None]:
+        """Shows the output of one guest as it comes, however its letters are cut."""
+        decode = codecs.getincrementaldecoder("utf-8")("replace").decode
         writer = self._config.get_terminal_writer()
-        writer.write(visible(data.decode("utf-8", "replace")), flush=True)
+        return lambda data: writer.write(visible(decode(data)), flush=True)
 
     def close(self) -> None:
         """End whatever runs, and leave nothing behind."""

@@ -67,7 +67,7 @@ class Vm:
         self.frame = frame
         self.boot_seconds: float | None = None
         folder.mkdir(parents=True, exist_ok=True)
-        self.log = ConsoleLog(folder / artifacts.CONSOLE, frame.live)
+        self.log = ConsoleLog(folder / artifacts.CONSOLE, frame.live, shown=frame.show_tail)
         self._console: Console | None = None
         self._guest: GuestChannel | None = None
         self._trace: TraceReader | None = None

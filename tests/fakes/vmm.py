@@ -3,7 +3,7 @@
 
 say TEXT      print a line
 bytes HEX     print these bytes
-shell         answer lines that are typed: `echo X`, `panic`, `off`
+shell         answer lines that are typed: `echo X`, `panic`, `off`, and `die` and `end` as here
 flood         print for ever
 panic         print what Linux prints
 warn TEXT     print a line on stderr
@@ -83,7 +83,7 @@ class Fake:
             file.write(b"\xd0\x0d\xfe\xed")
         if "agent" in self.options:
             os.mkdir(f"{self.folder}/root")
-            self._listen("agent", lambda fd: FakeAgent(fd, f"{self.folder}/root").serve())
+            self._listen("agent", self._serve_agent)
         self._listen("control", self._converse)
         threading.Thread(target=self._play, daemon=True).start()
         self.over.wait()
@@ -175,6 +175,8 @@ class Fake:
             self._panic("")
         elif word == "off":
             self._end("0 the guest powered off")
+        elif word in ("end", "die"):
+            getattr(self, f"_{word}")(rest)
 
     def _listen(self, kind: str, serve: Callable[[socket.socket], None]) -> None:
         listener = socket.socket(socket.AF_UNIX)
@@ -187,6 +189,12 @@ class Fake:
                 threading.Thread(target=serve, args=(connection,), daemon=True).start()
 
         threading.Thread(target=accept, daemon=True).start()
+
+    def _serve_agent(self, connection: socket.socket) -> None:
+        def power_off() -> None:
+            self._finish("poweroff", 0, "the guest powered off")
+
+        FakeAgent(connection, f"{self.folder}/root", power_off).serve()
 
     def _converse(self, connection: socket.socket) -> None:
         send = lambda message: connection.sendall(json.dumps(message).encode() + b"\n")  # noqa: E731

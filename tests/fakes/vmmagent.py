@@ -6,18 +6,24 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+from collections.abc import Callable
 
 from pyvmm.guest import protocol
 from pyvmm.guest.protocol import HEADER, frame
 
 
 class FakeAgent:
-    """Serves ``connection`` until it is closed; ``root`` is the guest's file system."""
+    """Serves ``connection`` until it is closed; ``root`` is the guest's file system.
 
-    def __init__(self, connection: socket.socket, root: str) -> None:
+    The command ``hangup`` closes its port, as a guest does whose agent was killed; the file ``/stuck`` is
+    one that nobody comes to the end of.
+    """
+
+    def __init__(self, connection: socket.socket, root: str, power_off: Callable[[], None]) -> None:
         self._connection = connection
         self._stream = connection.makefile("rb")
         self._root = root
+        self._power_off = power_off
         self._spec: dict[int, bytes] = {}
         self._kind: dict[int, int] = {}
         self._input: dict[int, bytes] = {}
@@ -50,12 +56,19 @@ class FakeAgent:
             self._input[session] += payload
         elif kind == protocol.INPUT and session in self._kind:
             self._perform(session)
+        elif kind == protocol.POWEROFF:
+            self._power_off()
 
     def _perform(self, session: int) -> None:
         words = [word[1:].decode() for word in self._spec.pop(session).split(b"\0") if word[:1] == b"a"]
         kind, data = self._kind.pop(session), self._input.pop(session)
         path = os.path.join(self._root, words[0].lstrip("/"))
         status, outputs = 0, (b"", b"")
+        if words == ["hangup"]:
+            self._connection.shutdown(socket.SHUT_RDWR)
+            return
+        if words == ["/stuck"]:
+            return
         if kind == protocol.PUT:
             with open(path, "wb") as file:
                 file.write(data)

@@ -12,7 +12,6 @@ from pyvmm.devices.disk.opening import open_image
 from pyvmm.errors import ConfigError
 
 MIB = 1 << 20
-TRANSPORTS = ("pci", "mmio")
 
 
 @pytest.fixture
@@ -81,13 +80,14 @@ def same(one, other):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("transport", TRANSPORTS)
-def test_256_mib_are_copied_by_several_jobs_and_are_equal(disk_guest, image, transport):
-    source, target = image("source.img", 256 * MIB, seed=1), image("target.img", 256 * MIB)
+@pytest.mark.parametrize(("transport", "mib"), [("pci", 256), ("mmio", 64)])
+def test_disk_is_copied_by_several_jobs_and_is_equal(disk_guest, image, transport, mib):
+    source, target = image("source.img", mib * MIB, seed=1), image("target.img", mib * MIB)
     guest = disk_guest(f"{source},ro", f"{target},queues=2", transport=transport, cpus=2)
     jobs = " ".join(
-        f"dd if=/dev/vda of=/dev/vdb bs=1M count=64 skip={at} seek={at} conv=notrunc,fsync 2>/dev/null &"
-        for at in range(0, 256, 64)
+        f"dd if=/dev/vda of=/dev/vdb bs=1M count={mib // 4} skip={at} seek={at} conv=notrunc,fsync"
+        " 2>/dev/null &"
+        for at in range(0, mib, mib // 4)
     )
     guest.run(f"{jobs} wait", timeout=600)
     guest.run("cmp /dev/vda /dev/vdb", timeout=600)
@@ -142,6 +142,7 @@ def test_read_only_disk_cannot_be_written_and_is_shared(disk_guest, image, tmp_p
     assert disk.read_bytes() == before
 
 
+@pytest.mark.long
 def test_full_host_disk_is_an_io_error_in_the_guest_and_nothing_else(disk_guest, image, small_disk):
     disk = image("disk.img", 64 * MIB, directory=small_disk)
     guest = disk_guest(disk)
@@ -151,6 +152,7 @@ def test_full_host_disk_is_an_io_error_in_the_guest_and_nothing_else(disk_guest,
     off(guest)
 
 
+@pytest.mark.long
 def test_broken_host_disk_is_an_io_error_in_the_guest_and_nothing_else(
     disk_guest, image, small_disk, loop_device
 ):
@@ -174,6 +176,7 @@ def test_block_device_is_a_disk(disk_guest, image, loop_device, direct):
     assert data[8 * MIB : 12 * MIB] == data[4 * MIB : 8 * MIB]
 
 
+@pytest.mark.long
 def test_second_machine_on_a_disk_is_refused(disk_guest, image, run_pyvmm):
     from pyvmm.lab import guests
 

@@ -121,6 +121,7 @@ def test_reboot_starts_the_guest_again(boot):
     assert guest.end() == (0, "the guest powered off")
 
 
+@pytest.mark.long
 def test_reboot_ends_the_run_when_asked_to(boot):
     guest = boot(options=["--on-reboot=exit"])
     guest.sendline("reboot -f")
@@ -133,6 +134,7 @@ def test_panic_is_recognised(boot):
     assert guest.end() == (255, "the guest panicked: Kernel panic - not syncing: sysrq triggered crash")
 
 
+@pytest.mark.long
 def test_panic_that_reboots_is_recognised(boot):
     guest = boot(params="panic=1")
     guest.sendline("echo c > /proc/sysrq-trigger")
@@ -141,6 +143,7 @@ def test_panic_that_reboots_is_recognised(boot):
     assert message.startswith("the guest panicked and rebooted: Kernel panic - not syncing")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("console", ["virtio", "serial"])
 def test_break_and_a_key_reach_sysrq(boot, console):
     guest = boot(params="sysrq_always_enabled", options=[f"--console={console}"])
@@ -150,6 +153,7 @@ def test_break_and_a_key_reach_sysrq(boot, console):
     assert guest.end() == (0, "ended by Ctrl-A x")
 
 
+@pytest.mark.long
 def test_console_on_sbi_prints_the_kernels_messages(boot):
     guest = boot(options=["--console=sbi"], params="", shell=False)
     guest.expect("Run /init as init process")
@@ -157,6 +161,7 @@ def test_console_on_sbi_prints_the_kernels_messages(boot):
     assert guest.end()[0] == 0
 
 
+@pytest.mark.long
 def test_uboot_reaches_its_prompt(boot, uboot):
     guest = boot(firmware=uboot, shell=False)
     guest.expect("Hit any key to stop autoboot")

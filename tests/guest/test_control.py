@@ -49,14 +49,20 @@ def attach(real_kvm):
         child.close(force=True)
 
 
+def listed(ask):
+    """What `pyvmm ps` says of the guest; other tests may have guests, too."""
+    (row,) = [one for one in json.loads(ask("ps", "--json").stdout) if one["name"] == HELD]
+    return row
+
+
 def test_guest_is_controlled_while_it_runs(boot, ask, attach):
     guest = boot(options=["--name", HELD, "--balloon"])
-    (row,) = [one for one in json.loads(ask("ps", "--json").stdout) if one["name"] == HELD]
+    row = listed(ask)
     assert (row["state"], row["cpus"], row["mem"]) == ("running", 1, 256 << 20)
     assert "is running (process" in ask("run", "--name", HELD, "/dev/null", code=125).stderr
 
     assert ask("pause", HELD).stderr == f"pyvmm: {HELD}: paused\n"
-    assert json.loads(ask("ps", "--json").stdout)[0]["state"] == "paused"
+    assert listed(ask)["state"] == "paused"
     guest.sendline("echo after''pause")
     assert guest.expect_any("afterpause", pexpect.TIMEOUT, timeout=2) == 1, "a paused guest must not run"
     registers = json.loads(ask("debug", HELD, "regs", "--json").stdout)["registers"]
@@ -73,8 +79,7 @@ def test_guest_is_controlled_while_it_runs(boot, ask, attach):
     assert {"irqchip", "slots", "bus", "virtio", "exits"} <= found.keys()
     assert "irqchip: " in ask("inspect", HELD).stdout
     # One clock, whoever asks: it began before, and has gone on since.
-    (later,) = [one for one in json.loads(ask("ps", "--json").stdout) if one["name"] == HELD]
-    assert row["uptime"] < found["uptime"] < later["uptime"]
+    assert row["uptime"] < found["uptime"] < listed(ask)["uptime"]
     assert ask("balloon", HELD, "+32M").stdout.startswith(f"{HELD}: 32M wanted, ")
 
     terminal = attach(HELD)
@@ -102,10 +107,10 @@ def test_guest_is_controlled_while_it_runs(boot, ask, attach):
 def test_reset_restarts_the_guest_in_the_same_process(boot, ask):
     guest = boot(options=["--name", HELD])
     guest.run("touch /before")
-    before = json.loads(ask("ps", "--json").stdout)[0]["pid"]
+    before = listed(ask)["pid"]
     assert ask("reset", HELD).stderr == f"pyvmm: {HELD}: restarted\n"
     guest.wait_for_shell()
     guest.run("test ! -e /before")
-    assert json.loads(ask("ps", "--json").stdout)[0]["pid"] == before
+    assert listed(ask)["pid"] == before
     assert ask("kill", HELD).stderr == f"pyvmm: {HELD}: ended\n"
     assert guest.end()[0] == 137

@@ -11,13 +11,14 @@ PROMPT = r"root@debian:~# "
 SLOW = 400  # seconds for systemd on a busy emulated host
 
 
-def copied(folder):
-    """A copy of the system's disk image, to be written, in ``folder``."""
+def copied(folder, *, start=0):
+    """A copy of the system's disk image, to be written, in ``folder``, behind ``start`` bytes."""
     from pyvmm.lab import rootfs
 
     copy = folder / "debian.img"
     zeros = bytes(1 << 20)
     with open(rootfs.image(), "rb") as source, copy.open("wb") as target:
+        target.seek(start)
         while block := source.read(1 << 20):
             if block != zeros[: len(block)]:
                 target.write(block)

@@ -2,6 +2,7 @@
 """What the pages tell a reader to type, typed in the order in which they say it."""
 
 import os
+import struct
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,7 @@ from pages import blocks, console_lines
 from test_debian import SLOW, copied
 
 PYVMM = [sys.executable, "-m", "pyvmm"]
+MIB, SECTOR = 1 << 20, 512
 SHELL, LOGIN, PANIC = "~ # ", "debian login: ", "Kernel panic - not syncing"
 END_KEYS = "\x01x"
 
@@ -51,8 +53,11 @@ class Reader:
         """One line. A guest that it starts is left to itself once it is where it gets to."""
         if words[0] == "run" and "--dry-run" not in words:
             self.end_guest()
-            self._guest = self._spawn(self._with_drivers(words))
-            self._guest.expect_exact([SHELL, LOGIN, PANIC], timeout=SLOW)
+            debian = "debian.img" in words or words[-1] == "debian"
+            if debian:
+                debian_disk(self._folder, partitioned=any("vda1" in word for word in words))
+            self._guest = self._spawn(self._with_drivers(words, debian))
+            self._guest.expect_exact([LOGIN] if debian else [SHELL, PANIC], timeout=SLOW)
             assert self._guest.after != PANIC or "sbi" in words  # that page has no root file system
         elif words[0] == "attach":
             client = self._spawn(words)
@@ -83,10 +88,16 @@ class Reader:
             codec_errors="replace",
         )
 
-    def _with_drivers(self, words):
-        """Debian's kernel has none built in, unlike the pages' own: it gets an initramfs with a disk."""
+    def _with_drivers(self, words, debian):
+        """Debian's kernel has none built in, unlike the pages' own: it gets an initramfs with a disk.
+
+        With that the root is no longer told by itself.
+        """
         own_kernel = "Image" in words or (self._has_file and "--no-config" not in words)
-        return [*words, "-i", "initrd.img"] if own_kernel and not {"-i", "sbi"} & {*words} else words
+        if not own_kernel or {"-i", "sbi"} & {*words}:
+            return words
+        root = ["-p", "root=/dev/vda"] if debian and not any("root=" in word for word in words) else []
+        return [*words, "-i", "initrd.img", *root]
 
     def end_guest(self):
         """End the guest, if there is one that has not come to its end."""
@@ -104,12 +115,24 @@ class Reader:
             self._guest.close(force=True)
 
 
+def debian_disk(folder, partitioned):
+    """A Debian system's disk in ``folder``, with or without a partition table."""
+    disk = copied(folder, start=MIB if partitioned else 0)
+    if partitioned:
+        size = disk.stat().st_size - MIB
+        with disk.open("r+b") as file:  # a Linux partition; no CHS addresses
+            file.seek(446)
+            file.write(struct.pack("<B3xB3xII", 0, 0x83, MIB // SECTOR, size // SECTOR))
+            file.seek(510)
+            file.write(b"\x55\xaa")
+
+
 @pytest.fixture
 def folder(real_kvm, tmp_path):
     """A folder with kernels, initial RAM disks, disks, and folders to share."""
     from pyvmm.lab import guests
 
-    kernel, initrd = guests.kernel(), guests.initrd()
+    kernel, initrd = guests.kernel(), guests.initrd(full=True)
     for name, target in {
         "Image": kernel,
         "vmlinuz": kernel,
@@ -144,8 +167,6 @@ def reader(folder):
 @pytest.mark.long
 @pytest.mark.parametrize("page", SESSIONS)
 def test_commands_of_a_page_do_what_it_says(reader, folder, page):
-    if any("debian.img" in word for words in SESSIONS[page] for word in words) or "boot-debian" in page:
-        copied(folder)
     person = reader(page)
     for words in SESSIONS[page]:
         if words[0] != "doctor":  # it says what this host lacks, which may be something

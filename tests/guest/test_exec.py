@@ -63,6 +63,7 @@ def test_megabyte_goes_through_unchanged(run_exec):
     assert run_exec("--", "cat", data=data) == (0, data, "")
 
 
+@pytest.mark.long
 def test_command_that_is_not_there_is_127(run_exec):
     assert run_exec("--", "nosuch", "x") == (127, b"", "pyvmm: nosuch was not found in the guest.\n")
 
@@ -74,17 +75,20 @@ def test_panic_during_the_command_is_255_and_shown(run_exec):
     assert "pyvmm: the guest panicked: " in err.splitlines()[-1]
 
 
+@pytest.mark.long
 def test_power_off_during_the_command_is_125(run_exec):
     code, _, err = run_exec("--", "poweroff", "-f")
     assert code == 125
     assert err.splitlines()[-1] == "pyvmm: the guest powered off, and the command had not ended"
 
 
+@pytest.mark.long
 def test_time_limit_is_124(run_exec):
     code, out, _ = run_exec("--timeout=20s", "--", "sh", "-c", "echo up; sleep 1000")
     assert (code, out) == (124, b"up\n")
 
 
+@pytest.mark.long
 def test_interrupt_goes_to_the_command_first(start_exec):
     process = start_exec(
         "--", "sh", "-c", "trap 'echo caught; exit 9' INT; echo up; while :; do sleep 1; done"

@@ -66,6 +66,7 @@ def test_read_only_share_cannot_be_changed(fs_guest, folder):
     off(guest)
 
 
+@pytest.mark.long
 def test_virtiofsd_that_is_killed_leaves_a_guest_that_lives(fs_guest, folder):
     guest = fs_guest(f"{folder},rw")
     os.killpg(virtiofsd_of(guest), signal.SIGKILL)
@@ -74,6 +75,7 @@ def test_virtiofsd_that_is_killed_leaves_a_guest_that_lives(fs_guest, folder):
     assert guest.end() == (0, "the guest powered off")
 
 
+@pytest.mark.long
 def test_driver_that_lets_go_can_come_back(fs_guest, folder):
     (folder / "file").write_text("content\n")
     guest = fs_guest(str(folder))

@@ -205,6 +205,7 @@ def test_passt_carries_pings_100_mib_each_way_and_published_ports(user_guest, we
     off(guest)
 
 
+@pytest.mark.long
 def test_passt_works_on_mmio(user_guest, web):
     guest = user_guest(transport="mmio")
     assert guest.run("cat /sys/class/net/eth0/mtu").strip() == "65520"
@@ -212,6 +213,7 @@ def test_passt_works_on_mmio(user_guest, web):
     off(guest)
 
 
+@pytest.mark.long
 def test_port_in_use_is_told(run_pyvmm):
     with socket.create_server(("127.0.0.1", PORT)):
         done = run_pyvmm("--kernel", str(guests.kernel()), f"--network=user,publish={PORT}:22")
@@ -219,6 +221,7 @@ def test_port_in_use_is_told(run_pyvmm):
     assert "passt did not start: Failed to bind" in done.stderr
 
 
+@pytest.mark.long
 def test_cards_have_their_addresses_and_cables(network):
     guest = network("user", "user", "user,mac=52:54:00:12:34:56,link=off")
     made, other, given = guest.run("cat /sys/class/net/eth?/address").split()

@@ -40,10 +40,11 @@ def test_source_tree_is_unpacked_compared_renamed_linked_and_removed(p9_guest, f
 def test_attributes_special_files_and_big_files_work_without_a_cache(p9_guest, folder):
     guest = p9_guest(f"{folder},rw")
     details(guest, folder)
-    big_file(guest, folder, mib=4)  # busybox copies 4 KiB at a time, each a request of its own
+    big_file(guest, folder, mib=2)  # busybox copies 4 KiB at a time, each a request of its own
     off(guest)
 
 
+@pytest.mark.long
 def test_read_only_share_cannot_be_changed(p9_guest, folder):
     (folder / "file").write_text("content\n")
     guest = p9_guest(str(folder))
@@ -60,6 +61,7 @@ def test_read_only_share_cannot_be_changed(p9_guest, folder):
     assert (folder / "file").read_text() == "content\n"
 
 
+@pytest.mark.long
 def test_links_lead_nowhere_but_into_the_guest(p9_guest, folder):
     (folder.parent / "secret").write_text("secret of the host\n")
     (folder / "up").symlink_to("../secret")

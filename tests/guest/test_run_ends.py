@@ -3,8 +3,11 @@
 
 import signal
 import struct
+import time
+from pathlib import Path
 
 import pytest
+from booted import PATIENCE
 from fakes.asm import Asm
 
 RAM = 0x8000_0000
@@ -59,21 +62,59 @@ def test_access_to_nowhere_is_shown_by_the_trace_and_survived(tmp_path, run_pyvm
     assert "unclaimed        1 read, 1 write" in done.stderr
 
 
+@pytest.fixture
+def start_loop(tmp_path, start_pyvmm):
+    """Starts a guest that prints a letter, then loops; returns once it has printed."""
+
+    def start(*options):
+        image = make_image(
+            tmp_path / "loop",
+            lambda a: (
+                a.li("t0", 0x1000_0000),
+                a.li("a0", ord("u")),
+                a.sb("a0", 0, "t0"),
+                a.label("x"),
+                a.j("x"),
+            ),
+        )
+        process = start_pyvmm("--console=serial", *options, image)
+        assert process.stdout.read(1) == b"u"
+        return process
+
+    return start
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
-def test_signal_ends_the_run_with_its_code(tmp_path, start_pyvmm, name):
-    image = make_image(
-        tmp_path / "loop",
-        lambda a: (
-            a.li("t0", 0x1000_0000),
-            a.li("a0", ord("u")),
-            a.sb("a0", 0, "t0"),
-            a.label("x"),
-            a.j("x"),
-        ),
-    )
-    process = start_pyvmm("--console=serial", image)
-    assert process.stdout.read(1) == b"u"
+def test_signal_ends_the_run_with_its_code(start_loop, name):
+    process = start_loop()
     process.send_signal(getattr(signal, name))
     _, errors = process.communicate()
     assert process.returncode == 128 + getattr(signal, name)
     assert errors.decode().splitlines()[-1] == f"pyvmm: ended by {name}"
+
+
+@pytest.mark.long
+def test_programs_that_helped_a_killed_pyvmm_end_too(tmp_path, start_loop, monkeypatch):
+    mark = f"PYVMM_TEST_MARK={tmp_path}"
+    monkeypatch.setenv(*mark.split("="))
+
+    def running():
+        """The names of the processes that were started with the mark in their environment."""
+        found = set()
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                if mark.encode() in (process / "environ").read_bytes().split(b"\0"):
+                    found.add((process / "comm").read_text().strip())
+            except OSError:  # it has ended meanwhile
+                pass
+        return found
+
+    (tmp_path / "share").mkdir()
+    process = start_loop("--network=user", f"--share={tmp_path / 'share'}")
+    assert {"passt", "virtiofsd"} <= running()
+    process.kill()
+    process.wait()
+    limit = time.monotonic() + PATIENCE
+    while running():
+        assert time.monotonic() < limit, running()
+        time.sleep(0.1)

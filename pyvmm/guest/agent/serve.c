@@ -19,6 +19,7 @@ static int port = -1;
 static int wakes = -1;    // an epoll that hears, by edges, when the host comes; -1 when the kernel has none
 static int children = -1; // a signalfd; -1 when the kernel has none
 static int host_there;
+static int host_known; // the kernel, too, knows that it is there: what it sends may come earlier
 static int stalled; // a frame waits until the host has read more of what is on its way to it
 static int lost; // not at a frame's beginning: nothing counts before the next HELLO
 
@@ -144,14 +145,17 @@ static void read_port(void)
 {
     long count = sys(SYS_read, port, in + in_held, sizeof in - in_held);
     if (count == -EAGAIN || count == -EINTR) {
-        host_there = 1;
+        host_there = host_known = 1;
     } else if (count > 0) {
         host_there = 1;
         in_held += (uint32_t)count;
         take_frames();
-    } else { // 0: the host is gone, and may come back; an error: so is the port
-        reset();
-        lost = host_there = 0;
+    } else { // 0: the host is gone, or not known yet; an error: so is the port
+        if (count < 0 || host_known) {
+            reset();
+            lost = 0;
+        }
+        host_there = host_known = 0;
         if (count < 0) {
             close_fd(&port);
             close_fd(&wakes);
@@ -172,8 +176,8 @@ static void open_port(void)
     }
     delay = 1;
     wakes = (int)sys(SYS_epoll_create1, EPOLL_CLOEXEC);
-    // Without a host, poll would return at once for ever. Edges tell when one comes.
-    struct epoll_event event = {.events = EPOLLIN | EPOLLET};
+    // Without a host, poll would return at once for ever. Edges tell when one comes: its data may have come before.
+    struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLET};
     if (sys(SYS_epoll_ctl, wakes, EPOLL_CTL_ADD, port, &event) < 0)
         close_fd(&wakes);
     read_port();
@@ -218,6 +222,8 @@ static void wait_for_events(void)
     sys(SYS_ppoll, polls, count, unheard_child || unheard_host ? &look : 0, 0, 0);
     if (polls[0].revents || unheard_child)
         reap();
+    if (host_there && polls[1].revents && !(polls[1].revents & POLLHUP))
+        host_known = 1;
     if (polls[1].revents & ~POLLOUT || unheard_host) {
         struct epoll_event event;
         if (!host_there)

@@ -230,6 +230,23 @@ def test_command_that_is_not_there_is_127_and_said(stubs, capfd):
     os.close(stdin)
 
 
+@pytest.mark.parametrize(
+    ("end", "code", "said"),
+    [
+        ({"value": 13, "how": 2, "stage": 4}, 126, "pyvmm: cmd: Permission denied (in the guest).\n"),
+        ({"value": 9, "how": 1}, 137, ""),
+    ],
+    ids=["not executable", "killed"],
+)
+def test_command_that_cannot_be_run_or_is_killed_has_the_status_of_a_shell(stubs, capfd, end, code, said):
+    machine, agent, _, running, stdin = stubs
+    agent.exit(agent.expect_start()[0], **end)
+    power_off(machine, agent)
+    assert running.result() == code
+    assert capfd.readouterr().err == said
+    os.close(stdin)
+
+
 def test_first_interrupt_is_the_commands_and_the_second_ends_the_guest(stubs, capfd):
     machine, agent, run, running, stdin = stubs
     agent.expect_start()

@@ -37,10 +37,12 @@ COVERED = {
         "unit/cli/test_exec_here.py::test_streams_are_the_commands_and_so_is_the_status"
     ],
     ("126", "not-executable"): [
-        "unit/guest/test_guest_agent.py::test_what_cannot_be_run_has_the_status_of_a_shell"
+        "unit/cli/test_exec_here.py::test_command_that_cannot_be_run_or_is_killed_has_the_status_of_a_shell",
+        "unit/guest/test_guest_agent.py::test_what_cannot_be_run_has_the_status_of_a_shell",
     ],
     ("127", "not-found"): ["unit/cli/test_exec_here.py::test_command_that_is_not_there_is_127_and_said"],
     ("128 + N", "command-signal"): [
+        "unit/cli/test_exec_here.py::test_command_that_cannot_be_run_or_is_killed_has_the_status_of_a_shell",
         "unit/guest/test_guest_agent.py::test_signal_is_128_and_its_number",
     ],
     ("125", "no-status"): [

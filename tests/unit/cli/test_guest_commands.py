@@ -4,12 +4,13 @@
 import json
 import os
 import signal
+import socket
 import sys
 
 import pytest
 from fakes.threads import PATIENCE
 
-from pyvmm.cli import kill
+from pyvmm.cli import kill, ps
 from pyvmm.control import runfolder
 from pyvmm.outcome import POWEROFF, Outcome
 
@@ -52,6 +53,19 @@ def test_ps_shows_a_guest_that_does_not_answer(run):
     with_no_socket = runfolder.claim("mute")
     assert [row.split()[:2] for row in run("ps")[1].splitlines()[1:]] == [["mute", "unreachable"]]
     with_no_socket.release()
+
+
+def test_ps_does_not_wait_for_ever_for_a_guest_that_hangs(start, run, monkeypatch):
+    monkeypatch.setattr(ps, "_PATIENCE", 0.05)
+    start("fine")
+    hung = runfolder.claim("hung")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(hung.path("control.sock"))
+        listener.listen()
+        rows = json.loads(run("ps", "--json")[1])
+    hung.release()
+    assert [row["name"] for row in rows] == ["fine", "hung"]
+    assert rows[1]["state"] == "unreachable"
 
 
 @pytest.mark.parametrize(
@@ -101,6 +115,29 @@ def test_all_guests_are_reached_though_one_fails(start, run):
         ("two", True),
     ]
     mute.release()
+
+
+def test_highest_code_of_all_guests_is_returned(start, run):
+    start("one", obeys="power-key")
+    start("two", obeys="nothing")
+    code, _, err = run("stop", "--all", "--grace=10ms")
+    assert code == 124
+    assert sorted(line.split(": ")[1] for line in err.splitlines()) == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("command", "result"),
+    [
+        ("pause", {"state": "paused"}),
+        ("resume", {"state": "running"}),
+        ("reset", {"state": "running"}),
+        ("kill", {"how": "ended"}),
+    ],
+)
+def test_result_as_json_names_the_guest(start, run, command, result):
+    start("one")
+    code, out, err = run(command, "one", "--json")
+    assert (code, json.loads(out), err) == (0, {"name": "one", **result}, "")
 
 
 def test_all_of_no_guests_is_no_failure(run):

@@ -10,7 +10,7 @@ from fakes.controlled import Client, FakeMachine, eventually, modes
 from fakes.threads import Background, happens, in_time
 
 from pyvmm import __version__, control
-from pyvmm.control import protocol, requests, runfolder
+from pyvmm.control import protocol, requests, runfolder, stopping
 from pyvmm.control import server as server_module
 from pyvmm.errors import ConfigError, MachineError
 from pyvmm.outcome import PANIC, POWEROFF, Outcome
@@ -476,6 +476,37 @@ def test_stop_asks_ever_less_gently_and_says_what_it_took(connect, machine, obey
     assert result["how"] == how
     assert machine.calls == calls
     assert result["reason"] == ("killed" if how == "forced" else "poweroff")
+
+
+def test_stop_presses_the_power_key_until_somebody_heeds_it(connect, machine, monkeypatch):
+    monkeypatch.setattr(stopping, "_PRESSES", 0.01)
+    press, machine.obeys = machine.power_button, "nothing"
+
+    def press_and_listen():
+        press()
+        if machine.calls == ["power_button"] * 3:
+            machine.obeys = "power-key"
+
+    machine.power_button = press_and_listen
+    assert connect().ask("stop", grace=1000)["result"]["how"] == "power-key"
+    assert machine.calls == ["power_button"] * 4
+
+
+def test_stop_leaves_a_guest_its_time_when_the_power_key_is_gone(connect, machine, monkeypatch):
+    monkeypatch.setattr(stopping, "_PRESSES", 0.01)
+    machine.obeys = "nothing"
+    press, presses = machine.power_button, []
+
+    def press_until_the_driver_went():
+        presses.append(press())
+        if len(presses) > 2:
+            if len(presses) == 5:
+                machine.end(Outcome(POWEROFF, "the guest powered off"))
+            raise MachineError("The guest does not watch its power key.")
+
+    machine.power_button = press_until_the_driver_went
+    assert connect().ask("stop", grace=1000)["result"]["how"] == "power-key"
+    assert len(presses) == 5
 
 
 def test_stop_wakes_a_paused_guest_first(connect, machine):

@@ -2,6 +2,7 @@
 """The agent itself, in C, compiled for this machine: its port is a socket, its guest this machine."""
 
 import errno
+import fcntl
 import os
 import platform
 import select
@@ -9,6 +10,7 @@ import signal
 import socket
 import struct
 import subprocess
+import termios
 from pathlib import Path
 
 import pytest
@@ -82,6 +84,13 @@ def sleeping(pid):
     """Wait until a process waits for something; fails when it has ended."""
     while (state := Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]) != "S":
         assert state != "Z"
+        os.sched_yield()
+
+
+def emptied(pipe):
+    """Wait until nothing is in a pipe."""
+    held = bytearray(4)
+    while fcntl.ioctl(pipe, termios.FIONREAD, held) or any(held):
         os.sched_yield()
 
 
@@ -247,6 +256,26 @@ def test_host_that_comes_late_is_noticed(program, tmp_path, lacks):
         (tmp_path / "port").write_bytes(bytes(16392) + HELLO_FRAME + frame(POWEROFF))
         assert process.wait(PATIENCE) == 42
     finally:
+        process.kill()
+        process.wait()
+
+
+def test_host_whose_coming_the_kernel_tells_after_its_data_is_heard(program, tmp_path):
+    os.mkfifo(tmp_path / "port")
+    port = os.open(tmp_path / "port", os.O_RDONLY | os.O_NONBLOCK)
+    process = subprocess.Popen([program], stdin=port)
+    data = bytes(16392) + HELLO_FRAME + frame(POWEROFF)
+    try:
+        for part in (data[:16400], data[16400:]):  # each is all there and its writer gone before it is read
+            in_time(lambda: sleeping(process.pid))
+            process.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+            (tmp_path / "port").write_bytes(part)
+            process.send_signal(signal.SIGCONT)
+            in_time(lambda: emptied(port))
+        assert process.wait(PATIENCE) == 42
+    finally:
+        os.close(port)
         process.kill()
         process.wait()
 

@@ -287,6 +287,30 @@ def test_put_of_a_file_that_is_not_there_is_the_users_mistake(ready):
         ready.put("/nosuch", "/x")
 
 
+@pytest.mark.parametrize("size", [0, 2 * WINDOW], ids=["at its end", "on the way"])
+@pytest.mark.parametrize("how", ["bytes", "file", "get", "save"])
+def test_time_limit_gives_up_a_file_and_kills(agent, ready, tmp_path, how, size):
+    path = tmp_path / "file"
+    path.write_bytes(bytes(size))
+    copy = {
+        "bytes": lambda: ready.put(path.read_bytes(), "/x", timeout=0.01),
+        "file": lambda: ready.put(path, "/x", timeout=0.01),
+        "get": lambda: ready.get("/x", timeout=0.01),
+        "save": lambda: ready.get("/x", tmp_path / "copy", timeout=0.01),
+    }[how]
+    running = Background(copy)
+    session, _, _ = agent.expect_start()
+    with pytest.raises(GuestTimeout, match="/x did not end in time"):
+        running.result()
+    while (found := agent.next())[0] != SIGNAL:
+        assert found[0] == INPUT
+    assert found[3] == struct.pack("<I", 9)
+    agent.exit(session, 9, how=1)
+    next_one = Background(lambda: ready.run("x"))
+    agent.exit(agent.expect_start()[0])
+    assert next_one.result().status == 0
+
+
 def test_get_returns_or_saves_what_comes(agent, ready, tmp_path):
     for target in (None, tmp_path / "copy"):
         running = Background(lambda target=target: ready.get("/etc/x", target))

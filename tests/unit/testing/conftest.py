@@ -54,9 +54,17 @@ class Suite:
         words = [line.split(" ", 3) for line in lines]
         return [json.loads(options) for kind, _, _, options in words if kind == what]
 
-    def pids(self):
-        """The processes of all guests."""
-        return [int(line.split()[2]) for line in self.log.read_text().splitlines()]
+    def processes(self):
+        """Those that were started here and still run: guests, workers, whatever looks after them."""
+        mark = f"FAKE_LOG={self.log}".encode()
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                if mark in (process / "environ").read_bytes().split(b"\0"):
+                    found.append(int(process.name))
+            except OSError:  # it has ended meanwhile
+                pass
+        return found
 
     def leftovers(self):
         """What there is in the folder for sockets and leases, but for the file that holds these together."""

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import re
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -51,6 +52,29 @@ def test_memory_is_bounded_under_a_flood(log, monkeypatch):
     while data := log.take(1 << 20, 0, never):
         taken += len(data)
     assert taken == 3 << 20
+
+
+def test_full_disk_costs_the_file_and_nothing_else():
+    log = ConsoleLog(Path("/dev/full"))
+    log.feed(b"one\n")
+    log.feed(b"two\n")
+    log.end()
+    assert (log.lines(), log.raw) == (["one", "two"], b"one\ntwo\n")
+    assert log.incomplete == "No space left on device"
+
+
+def test_watcher_that_has_gone_is_shown_no_more(tmp_path):
+    shown = []
+
+    def show(data):
+        shown.append(data)
+        raise BrokenPipeError
+
+    log = ConsoleLog(tmp_path / "console.log", show)
+    log.feed(b"one\n")
+    log.feed(b"two\n")
+    log.end()
+    assert (shown, log.lines()) == ([b"one\n"], ["one", "two"])
 
 
 def test_taking_waits_for_output_and_ends_with_the_guest(log):

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How tests fail when guests do, and what their reports say."""
 
+import pytest
+
 PANIC = "say Linux version 6.99 (fake)\npanic\nstay\n"
 
 
@@ -139,6 +141,19 @@ def test_silence_is_a_timeout_with_real_and_scaled_times(suite):
     )
 
 
+def test_line_that_is_almost_what_was_awaited_is_marked(suite):
+    suite.kernel("say smp: Brought up 1 node, 1 CPU\nsay other\nstay\n")
+    result = suite.run(
+        """
+        def test_it(vm, console):
+            vm.start()
+            console.expect(r"Brought up (\\d) node, 2 CPUs", timeout=0.1)
+        """
+    )
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["E  *>   smp: Brought up 1 node, 1 CPU", "E  *    other"])
+
+
 def test_time_limit_of_a_test_holds_for_all_its_waits(suite):
     suite.kernel("stay\n")
     result = suite.run(
@@ -151,13 +166,15 @@ def test_time_limit_of_a_test_holds_for_all_its_waits(suite):
             lambda vm: vm.wait(),
             lambda vm: vm.guest.run("tail --pid=$PPID -f /dev/null"),
             lambda vm: vm.guest.wait_for("false"),
+            lambda vm: vm.guest.put(b"", "/stuck"),
+            lambda vm: vm.guest.get("/stuck"),
         ])
         def test_it(vm, wait):
             vm.start()
             wait(vm)
         """
     )
-    result.assert_outcomes(failed=4)
+    result.assert_outcomes(failed=6)
     result.stdout.fnmatch_lines(["*ConsoleTimeout*", "*GuestTimeout: the guest did not end*"])
 
 
@@ -249,10 +266,73 @@ def test_panic_ends_a_command_at_once(suite):
     result.stdout.fnmatch_lines(["*GuestPanic: the guest panicked*"])
 
 
+@pytest.mark.parametrize(
+    ("end", "exception"),
+    [
+        ("off", "GuestExited: the guest ended: the guest powered off"),
+        ("end 254 no memory there", "GuestHang: the guest ended: no memory there"),
+        ("die 11", "GuestExited: the guest ended: its pyvmm was killed by SIGSEGV"),
+    ],
+)
+def test_end_of_the_guest_ends_a_command_at_once(suite, end, exception):
+    result = suite.run(
+        f"""
+        def test_it(vm_booted, console, guest):
+            guest.check("true")
+            console.sendline({end!r})
+            guest.run("tail --pid=$PPID -f /dev/null", timeout=600)
+        """
+    )
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines([f"*{exception}", "*awaited: the end of 'tail *"])
+
+
+def test_port_that_the_guest_closes_ends_the_command_and_the_next_one_has_a_new_way(suite):
+    result = suite.run(
+        """
+        import pytest
+        from pyvmm.testing.errors import GuestExited
+
+        def test_it(vm_booted, guest):
+            with pytest.raises(GuestExited, match="closed the connection"):
+                guest.run(["hangup"])
+            assert guest.check("echo again").stdout == "again\\n"
+            assert vm_booted.state == "running"
+        """,
+        "-Werror",
+    )
+    result.assert_outcomes(passed=1)
+
+
 def test_junit_file_names_the_artifacts_of_a_failure(suite):
     suite.run(
         "def test_it(vm_booted): assert False", "--junitxml=junit.xml", "-o", "junit_logging=system-out"
     )
+    assert "[[ATTACHMENT|.pyvmm/" in (suite.path / "junit.xml").read_text()
+
+
+def test_junit_file_tells_of_a_guest_that_did_not_boot_or_panicked_late(suite):
+    junit = ("--junitxml=junit.xml", "-o", "junit_logging=system-out")
+    suite.kernel(PANIC)
+    suite.run("def test_it(vm_module): pass", *junit)
+    text = (suite.path / "junit.xml").read_text()
+    assert '"guest host" value="local"' in text
+    assert "[[ATTACHMENT|.pyvmm/" in text
+    suite.kernel("shell\n")
+    test = """
+    import pytest
+
+    @pytest.fixture
+    def vm_then_panic(vm):
+        yield vm
+        vm.console.sendline("panic")
+        vm.log.wait_end(60, lambda: True)
+
+    def test_it(vm_then_panic, console):
+        vm_then_panic.start()
+        console.expect("# ")
+    """
+    suite.run(test, *junit)
     assert "[[ATTACHMENT|.pyvmm/" in (suite.path / "junit.xml").read_text()
 
 

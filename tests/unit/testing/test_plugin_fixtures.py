@@ -58,6 +58,45 @@ def test_commands_and_files_go_through_the_agent(suite):
     result.assert_outcomes(passed=2)
 
 
+def test_agent_powers_the_guest_off(suite):
+    result = suite.run(
+        """
+        def test_it(vm_booted, guest):
+            guest.power_off()
+            assert vm_booted.wait().reason == "poweroff"
+        """
+    )
+    result.assert_outcomes(passed=1)
+
+
+def test_keys_are_typed_as_pexpect_types_them(suite):
+    result = suite.run(
+        """
+        def test_it(vm_booted, console):
+            assert console.send("echo ") == 5
+            console.sendcontrol("c")
+            console.sendline()
+            console.expect_exact("\\x03")
+        """
+    )
+    result.assert_outcomes(passed=1)
+
+
+def test_context_ids_and_taps_are_each_guests_own(suite):
+    result = suite.run(
+        """
+        def test_it(vm_factory):
+            for _ in range(2):
+                vm_factory(vsock="auto", nets=["user", "tap,tap=auto,vhost=off"]).start()
+        """
+    )
+    result.assert_outcomes(passed=1)
+    one, two = suite.lives("begin")
+    assert int(one["vsock"]) != int(two["vsock"])
+    assert one["network"].startswith("tap,tap=pyvmm")
+    assert one["network"] != two["network"]
+
+
 def test_nouns_come_from_options_then_fixtures_then_markers(suite):
     suite.run(
         """
@@ -251,6 +290,13 @@ def test_kernels_of_a_glob_multiply_the_tests(suite):
     result.stdout.fnmatch_lines_random(["*test_it?Image-6.12?*", "*test_it?Image-7.0?*"])
 
 
+def test_kernel_of_a_test_is_known_and_none_when_none_was_named(suite):
+    suite.run(
+        "def test_it(vmm_kernel, vmm_config): assert vmm_config.kernel == vmm_kernel and vmm_kernel[0] == '/'"
+    ).assert_outcomes(passed=1)
+    suite.run("def test_it(vmm_kernel): assert vmm_kernel is None", kernel=False).assert_outcomes(passed=1)
+
+
 def test_guest_that_powers_off_ends_with_its_reason(suite):
     result = suite.run(
         """
@@ -297,6 +343,12 @@ def test_requirements_decide_whether_a_test_runs(suite):
         @pytest.mark.vmm_requires(isa=["zicond"])
         def test_isa(): pass
 
+        @pytest.mark.vmm_requires(sbi=["hsm", "pmu"])
+        def test_sbi(): pass
+
+        @pytest.mark.vmm_requires(irqchip="plic")
+        def test_plic(): pass
+
         @pytest.mark.vmm_requires(irqchip="aia")
         def test_aia(): pass
 
@@ -308,7 +360,13 @@ def test_requirements_decide_whether_a_test_runs(suite):
         """,
         "-rs",
     )
-    result.assert_outcomes(passed=1, skipped=4)
+    result.assert_outcomes(passed=2, skipped=5)
     result.stdout.fnmatch_lines_random(
-        ["*has no zicond", "*no in-kernel AIA", "*no-such-tool is not installed*", "*takes 8 CPUs a guest"]
+        [
+            "*has no zicond",
+            "*has no SBI pmu",
+            "*no in-kernel AIA",
+            "*no-such-tool is not installed*",
+            "*takes 8 CPUs a guest",
+        ]
     )

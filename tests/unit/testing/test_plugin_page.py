@@ -2,9 +2,14 @@
 """docs/howto/pytest.md says what there is."""
 
 import inspect
+import re
+import shlex
 from pathlib import Path
 
+import pytest
+
 from pyvmm import pytest_plugin
+from pyvmm.testing.settings import Settings
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs/howto/pytest.md").read_text()
@@ -30,3 +35,10 @@ def test_every_marker_is_on_the_page():
 def test_ten_lines_are_those_of_the_examples():
     _, _, code = (ROOT / "examples/test_smp.py").read_text().partition('"""\n\n')
     assert code in PAGE
+
+
+@pytest.mark.parametrize("line", re.findall(r"^\$ pytest (.*)$", PAGE, re.MULTILINE))
+def test_command_on_the_page_is_understood(pytester, monkeypatch, line):
+    monkeypatch.delenv("VMM_HOST", raising=False)
+    settings = Settings(pytester.parseconfig(*shlex.split(line)))
+    assert settings.where in ("auto", "lab:aia", "lab:plic")

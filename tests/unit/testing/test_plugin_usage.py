@@ -37,6 +37,8 @@ MISSPELT = {
     "vmm(memory='1G')": "*a guest has no 'memory'. Did you mean mem[?]",
     "vmm('1G')": "*it takes keywords only.",
     "vmm_requires(irq='aia')": "*vmm_requires has no 'irq'.*",
+    "vmm_requires(irqchip='imsic')": "*irqchip takes one of aia, aplic, plic, not 'imsic'.",
+    "vmm_requires(cpus='many')": "*cpus takes a whole number above 0, not 'many'.",
     "vmm_timeout()": "*it takes one number of seconds.",
     "vmm_allow_panic(1)": "*it takes keywords only.",
     "vmm_alow_panic": "*there is no such marker. Did you mean vmm_allow_panic[?]",
@@ -64,6 +66,7 @@ def test_misspelt_marker_is_an_error_of_the_collection(suite):
     ("option", "sentence"),
     [
         ("--vmm-keep=some", "--vmm-keep takes one of failed, all, none, not 'some'."),
+        ("--vmm-host=mars", "--vmm-host takes one of auto, local, lab, lab:aia, lab:plic, not 'mars'."),
         ("--vmm-timeout-scale=-1", "--vmm-timeout-scale takes a number above 0 or auto, not '-1'."),
     ],
 )

@@ -205,10 +205,14 @@ class Session:
     def watch(self, fd: int, callback: Callable[[int], None], events: int = 1) -> Watch:
         """Call ``callback(events)`` on the loop's thread, inside the session, while ``fd`` is ready.
 
-        It ends with the session; before closing the descriptor earlier, ``unwatch`` it.
+        It ends with the session; before closing the descriptor earlier, ``unwatch`` it. Once the session has
+        ended nothing is watched: nobody would read, and the loop would spin.
         """
         watch = self._services.loop.watch(fd, partial(self.run, callback), events)
-        self._watches.append(watch)
+        if self.alive:
+            self._watches.append(watch)
+        else:
+            watch.close()
         return watch
 
     def unwatch(self, watch: Watch) -> None:

@@ -288,6 +288,21 @@ def test_offloaded_queue_interrupts_through_an_eventfd_of_ours(rig):
             os.fstat(call_fd)
 
 
+def test_nothing_is_watched_for_a_driver_that_broke_the_rules(rig):
+    rig.start()
+    session, fd = rig.device.session, os.eventfd(1, os.EFD_NONBLOCK)  # ready for ever
+    try:
+        with rig.core.lock:
+            session.fail("a lie")
+            session.watch(fd, lambda _events: None)
+            session.queues[0].offload()
+        os.eventfd_write(session.call_fd(0), 1)
+        rig.loop.run()
+        assert rig.loop.watches == []
+    finally:
+        os.close(fd)
+
+
 def test_device_that_was_never_activated_is_neither_stopped_nor_told_of_its_queues(rig):
     heard = []
     rig.device.on_queue_stop = heard.append

@@ -180,6 +180,25 @@ class TestStop:
         rig.start()
         assert rig.backends() == [rig.tap_fd(), rig.tap_fd()]
 
+    def test_broken_ring_is_the_kernels_no_more_whatever_the_host_does_then(self, make):
+        rig = make()
+        os.eventfd_write(rig.kernel.rings[TX].error, 1)
+        rig.loop.run()
+        rig.device.set_link(False)
+        rig.device.set_link(True)
+        rig.device.quiesce()
+        rig.device.go_on()
+        assert rig.backends() == [-1, -1]
+        assert rig.loop.watches == []
+
+    def test_pair_after_a_refused_one_is_not_begun(self, make):
+        rig = make(queues=3)
+        rig.kernels[1].refuse[NET_SET_BACKEND] = EFAULT
+        rig.set_pairs(3)
+        assert "vhost-net refused" in rig.broken
+        assert rig.backends(2) == [-1, -1]
+        assert rig.loop.watches == []
+
     def test_queue_reset_stops_that_queue_alone_and_it_comes_back_from_the_start(self, make):
         rig = make()
         rig.kernel.rings[RX].base = 77

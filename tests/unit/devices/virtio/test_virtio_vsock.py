@@ -140,6 +140,10 @@ def test_broken_ring_needs_a_reset(rig, kernel):
     os.eventfd_write(kernel.rings[RX].error, 1)
     rig.loop.run()
     assert "broken" in rig.broken
+    rig.device.quiesce()
+    rig.device.go_on()
+    assert not kernel.running
+    assert rig.loop.watches == []
 
 
 class TestOpen:

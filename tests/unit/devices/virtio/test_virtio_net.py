@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """virtio-net on a fake driver and a fake tap: frames, control queue, link, several queues, attacks."""
 
+import os
 import select
 import struct
 from errno import EBADFD, EINVAL, EPIPE
@@ -25,9 +26,9 @@ OK, ERR = b"\x00", b"\x01"
 class NetRig(Rig):
     """A card on a fake tap. ``wires`` are the far ends of its queues."""
 
-    def __init__(self, *, queues=1, packed=False, size=16, ring_bytes=0x4000, **options):
+    def __init__(self, *, queues=1, packed=False, size=16, event_idx=False, **options):
         self.tap = FakeTap(queues)
-        super().__init__(Net(self.tap.end, MAC, **options), packed=packed, size=size)
+        super().__init__(Net(self.tap.end, MAC, **options), packed=packed, size=size, event_idx=event_idx)
         self.wires = self.tap.far
         self.wire = self.wires[0]
 
@@ -356,6 +357,64 @@ class TestReceive:
         rig.arrive(b"short")
         assert rig.received() == []
         assert rig.counters.rx_dropped == 1
+
+
+class TestExchange:
+    """A small frame out, its answer in, and so on: what a round trip costs besides the two frames."""
+
+    ROUNDS = 2 * (netpair._ALONE_PASSES + 1)
+
+    @pytest.fixture
+    def rig(self, make):
+        rig = make(size=64, event_idx=True)
+        for _ in range(60):
+            rig.drivers[RX].add_chain([], [1526])
+        rig.drivers[RX].needs_kick()
+        rig.kick(RX)
+        return rig
+
+    def exchange(self, rig, number):
+        """As a driver does that asks for each interrupt; how many notifications the device wanted."""
+        rx, tx = rig.drivers[RX], rig.drivers[TX]
+        rx.enable_interrupts()
+        tx.add_chain([HEADER + frame(54, number)])
+        tx.enable_interrupts()
+        wanted = tx.needs_kick()
+        rig.kick(TX)
+        (request,) = rig.seen()
+        rig.arrive(request[len(HEADER) :])
+        assert [done.data[len(HEADER) :] for done in rx.collect()] == [frame(54, number)]
+        assert len(tx.collect()) == 1
+        rx.add_chain([], [1526])
+        return wanted + rx.needs_kick()
+
+    def test_it_takes_one_notification_and_an_interrupt_each_way(self, rig):
+        notifications = sum(self.exchange(rig, number) for number in range(self.ROUNDS))
+        assert notifications == self.ROUNDS
+        assert rig.interrupts.queues == {RX: self.ROUNDS, TX: self.ROUNDS}
+
+    def test_it_wakes_the_loop_twice_and_nothing_waits_for_a_turn_or_a_timer(self, rig, monkeypatch):
+        wakes, rest = [], []
+        for watch in rig.loop.watches:
+            callback = watch.callback
+            watch.callback = lambda events, callback=callback: wakes.append(events) or callback(events)
+            monkeypatch.setattr(watch, "modify", rest.append)
+        monkeypatch.setattr(rig.loop, "call_soon", rest.append)
+        monkeypatch.setattr(rig.loop, "call_later", lambda *later: rest.append(later))
+        for number in range(self.ROUNDS):
+            self.exchange(rig, number)
+        assert len(wakes) == 2 * self.ROUNDS
+        assert rest == []
+
+    def test_it_takes_a_read_and_a_write_and_seldom_a_read_in_vain(self, rig, monkeypatch):
+        reads, writes = [], []
+        readv, writev = os.readv, os.writev
+        monkeypatch.setattr(os, "readv", lambda *call: reads.append(call) or readv(*call))
+        monkeypatch.setattr(os, "writev", lambda *call: writes.append(call) or writev(*call))
+        for number in range(self.ROUNDS):
+            self.exchange(rig, number)
+        assert len(writes) == self.ROUNDS
+        assert len(reads) == self.ROUNDS + 2
 
 
 class TestConfiguration:

@@ -191,6 +191,18 @@ class TestStop:
         assert rig.backends() == [-1, -1]
         assert rig.loop.watches == []
 
+    def test_cable_plugged_in_after_the_driver_broke_a_rule_keeps_no_thread_busy(self, make):
+        rig = make(link=False)
+        rig.drivers[2].add_raw([(0x10, 4, 0)])
+        rig.kick(2)
+        assert rig.broken
+        rig.device.set_link(True)
+        for ring in rig.kernel.rings.values():
+            if ring.call >= 0:
+                os.eventfd_write(ring.call, 1)
+        rig.loop.run()
+        assert rig.backends() == [-1, -1]
+
     def test_pair_after_a_refused_one_is_not_begun(self, make):
         rig = make(queues=3)
         rig.kernels[1].refuse[NET_SET_BACKEND] = EFAULT

@@ -292,6 +292,14 @@ class Attacker(PciAttacks):
     def happen(self):
         self.virtio()[1].happen(self.rng)
 
+    def pause(self):
+        """The machine stands still for a while, and goes on."""
+        slot, target = self.virtio()
+        self.machine.workers.release()
+        slot.device.quiesce()
+        target.happen(self.rng)
+        slot.device.go_on()
+
     def ask_bystander(self):
         self.machine.ask_bystander()
 
@@ -302,7 +310,7 @@ COMMON = (
 _A = Attacker
 WORK = (
     *(_A.request,) * 20, *(_A.happen,) * 5, *(_A.run,) * 2, *(_A.collect,) * 3, _A.kick, _A.hold_workers,
-    _A.pass_time, _A.renew_queue, _A.ask_bystander, _A.read_register, _A.bring_up,
+    _A.pass_time, _A.pause, _A.renew_queue, _A.ask_bystander, _A.read_register, _A.bring_up,
 )  # fmt: skip
 WORK_ON_PCI = (*WORK, _A.use_messages, _A.use_messages, _A.use_window)
 WORK_ON_EDU = (*WORK_ON_PCI, *(_A.work_edu,) * 10)

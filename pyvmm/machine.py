@@ -115,6 +115,12 @@ class Machine(Steering):
     ) -> None:
         self.close()
 
+    @property
+    def state(self) -> str:
+        """As for Steering; ``panicked`` for a guest that runs, and whose kernel has stopped for good."""
+        state = super().state
+        return "panicked" if state == "running" and self._panic.ended else state
+
     def prepare(self) -> Board:
         """Build the board and load the guest; nothing runs yet.
 

@@ -149,6 +149,7 @@ def test_kept_console_output_can_be_had(connect, machine):
         ("stop", {"grace": -1}, "grace takes a number of seconds."),
         ("stop", {"grace": "5"}, "grace takes a number of seconds."),
         ("stop", {"grace": True}, "grace takes a number of seconds."),
+        ("stop", {"grace": -(10**400)}, "grace takes a number of seconds."),
         ("memory", {}, "The request memory needs the parameter 'address'."),
         ("memory", {"address": -1}, "address takes a whole number from 0 to 18446744073709551615."),
         ("memory", {"address": "80"}, "address takes a whole number from 0 to 18446744073709551615."),
@@ -542,6 +543,10 @@ def test_guest_that_ends_just_before_it_is_forced_was_not_forced(connect, machin
     machine.end = lambda forced: (by_force(end), by_force(forced))
     result = connect().ask("stop", grace=0.01)["result"]
     assert (result["how"], result["message"]) == (how, end.message)
+
+
+def test_grace_may_be_longer_than_a_float_can_say(connect):
+    assert connect().ask("stop", grace=10**400)["result"]["how"] == "power-key"
 
 
 def test_kill_ends_the_guest_while_a_stop_waits(connect, machine):

@@ -117,7 +117,7 @@ class Machine(Steering):
 
     @property
     def state(self) -> str:
-        """As for Steering; ``panicked`` for a guest that runs, and whose kernel has stopped for good."""
+        """``prepared``, ``running``, ``panicked`` and kept so, ``paused``, ``rebooting`` or ``ended``."""
         state = super().state
         return "panicked" if state == "running" and self._panic.ended else state
 

@@ -77,7 +77,7 @@ MAY_IMPORT = {
     "gate": {"attempts", "devices"},
     "guestevents": set(),
     "pausing": {"attempts", "board", "errors", "gate", "runner", "workers"},
-    "frontpanel": {"board", "devices", "errors", "kvm"},
+    "frontpanel": {"board", "config", "devices", "errors", "kvm"},
     "steering": {
         "board", "errors", "eventloop", "frontpanel", "gate", "guestevents", "inspection", "outcome",
         "pausing", "threads", "workers",

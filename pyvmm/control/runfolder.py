@@ -180,9 +180,7 @@ def pick(name: str | None, names: Collection[str]) -> str:
         return next(iter(names))
     check_name(name)
     if name not in names:
-        hint = nearest(name, names)
-        if not hint and names:
-            hint = f" There is {', '.join(sorted(names))}."
+        hint = nearest(name, names) or " pyvmm ps lists those that are."
         raise ConfigError(f"No guest named {name} is running.{hint}")
     return name
 

@@ -259,7 +259,7 @@ class Balloon(VirtioDevice):
 def _pages(target: int) -> int:
     pages = target // PAGE
     if not 0 <= pages <= _MOST_PAGES:
-        raise ConfigError(f"A balloon holds from 0 to {_MOST_PAGES * PAGE} bytes, not {target}.")
+        raise ConfigError(f"A balloon holds from 0 to just under {(_MOST_PAGES + 1) * PAGE >> 40}T.")
     return pages
 
 

@@ -310,7 +310,7 @@ def test_debug_sends_sysrq(start, run):
     ("words", "sentence"),
     [
         (["pause", "oen"], "No guest named oen is running. Did you mean one?"),
-        (["pause", "zzz"], "No guest named zzz is running. There is one, two."),
+        (["pause", "zzz"], "No guest named zzz is running. pyvmm ps lists those that are."),
         (["pause", "a/b"], "A guest cannot be called 'a/b': "),
         (["pause"], "Several guests are running: name one of one, two."),
         (["pause", "one", "two"], "NAME was given twice: 'one' and 'two'."),

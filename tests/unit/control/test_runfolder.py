@@ -257,7 +257,7 @@ def test_unknown_name_is_refused_with_the_nearest_one(claim):
     with pytest.raises(ConfigError) as refused:
         runfolder.find("build-sever")
     assert str(refused.value) == "No guest named build-sever is running. Did you mean build-server?"
-    with pytest.raises(ConfigError, match=r"No guest named xyz is running\. There is build-server"):
+    with pytest.raises(ConfigError, match=r"No guest named xyz is running\. pyvmm ps lists those that are\."):
         runfolder.find("xyz")
 
 

@@ -350,7 +350,7 @@ def test_size_without_a_unit_is_in_mib_as_that_of_the_guests_memory():
 
 
 def test_setting_beyond_all_memory_is_refused_as_it_was_spelled():
-    with pytest.raises(ConfigError, match="--balloon 999999999G: A balloon holds"):
+    with pytest.raises(ConfigError, match="--balloon 999999999G: A balloon holds from 0 to just under 16T"):
         Balloon.open(parse("999999999G"), None)
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import base64
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -13,6 +14,7 @@ from pyvmm import __version__, control
 from pyvmm.control import protocol, requests, runfolder, stopping
 from pyvmm.control import server as server_module
 from pyvmm.errors import ConfigError, MachineError
+from pyvmm.eventloop import EventLoop
 from pyvmm.outcome import PANIC, POWEROFF, Outcome
 
 
@@ -543,6 +545,22 @@ def test_guest_that_ends_just_before_it_is_forced_was_not_forced(connect, machin
     machine.end = lambda forced: (by_force(end), by_force(forced))
     result = connect().ask("stop", grace=0.01)["result"]
     assert (result["how"], result["message"]) == (how, end.message)
+
+
+@pytest.mark.parametrize("kind", ["control.sock", "console.sock"])
+def test_host_that_has_nothing_left_for_a_client_drops_it_alone(server, connect, monkeypatch, kind):
+    served = connect()
+
+    def watch(self, fd, callback, events=0):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EventLoop, "watch", watch)
+        dropped = Client(os.path.join(server.folder, kind))
+        assert dropped.rest() == b""
+        dropped.close()
+    assert served.ask("status")["ok"]
+    assert connect().ask("status")["ok"]
 
 
 def test_grace_may_be_longer_than_a_float_can_say(connect):

@@ -27,6 +27,7 @@ CONSOLE_SOCKET = "console.sock"
 AGENT_SOCKET = "agent.sock"
 
 _LOCK = "lock"
+_PF_EXITING = 0x4  # of the flags in /proc/PID/stat
 _NAME_LIMIT = 40
 # What a socket's address holds, without the final NUL; the longest name in a guest's folder comes off it.
 _PATH_LIMIT = 107 - len("/console.sock.new")
@@ -162,6 +163,21 @@ def running() -> list[Found]:
             return _look(where)
     except FileNotFoundError:
         return []
+
+
+def is_over(guest: Found) -> bool:
+    """Whether ``guest`` has ended since it was found, or its process is ending. Raises ConfigError."""
+    return _is_exiting(guest.pid) or all(found.name != guest.name for found in running())
+
+
+def _is_exiting(pid: int) -> bool:
+    """The kernel takes its time to free a killed guest's memory, and only then lets go of its lock."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:  # it has gone, and the lock with it; or it is in another container
+        return False
+    return fields[0] in (b"Z", b"X") or bool(int(fields[6]) & _PF_EXITING)
 
 
 def find(name: str | None = None) -> Found:

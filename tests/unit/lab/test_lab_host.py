@@ -33,3 +33,9 @@ def test_forwarding_that_is_interrupted_while_it_begins_is_undone(lab, monkeypat
     with pytest.raises(KeyboardInterrupt), lab.forwarding([("a", "x"), ("b", "x"), ("c", "x")]):
         pass
     assert sorted(path.name for path in undone.iterdir()) == ["a", "b"]
+
+
+def test_stop_leaves_no_files(lab, tmp_path):
+    (tmp_path / "pyvmm" / "aia.console").write_text("OpenSBI")
+    assert not lab.stop()
+    assert list((tmp_path / "pyvmm").iterdir()) == []

@@ -85,10 +85,15 @@ class Lab:
         return running
 
     def status(self) -> dict[str, Any]:
-        """``running``, then ``pid``, ``port``, ``kernel``, ``connected``, ``warm``, ``uptime``."""
+        """``running``, then ``pid``, ``port``, ``kernel``, ``connected``, ``warm``, ``uptime``.
+
+        Of a host that does not run: ``starting``, whether it is being built or booted.
+        """
         state = self._state()
         found: dict[str, Any] = {"flavour": self.kind.name, "running": bool(state)}
-        if state:
+        if not state:
+            found["starting"] = store.is_locked(self._lock_file)
+        else:
             found.update({name: state[name] for name in ("pid", "port", "warm", "kernel")})
             found.update(
                 connected=self._connection(state).alive(), uptime=round(time.time() - state["started"])

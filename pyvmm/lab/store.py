@@ -82,6 +82,21 @@ def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[N
             os.close(fd)
 
 
+def is_locked(path: Path) -> bool:
+    """Whether somebody holds the lock on ``path``."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
 def recipe_key(*recipe: object) -> str:
     """A short name for everything that decides what a build contains."""
     return hashlib.sha256(repr(recipe).encode()).hexdigest()[:12]

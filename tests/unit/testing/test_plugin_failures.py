@@ -253,6 +253,19 @@ def test_trace_with_gaps_is_no_base_for_a_verdict(suite):
     result.stdout.fnmatch_lines(["*GuestError: what the test counted is not all there was: 3 lines*"])
 
 
+def test_gaps_in_the_trace_of_one_guest_of_several_count(suite):
+    suite.kernel("warn 3 lines of the trace were dropped: its reader was too slow\nshell\n", "Slow")
+    result = suite.run(
+        """
+        def test_it(vm_factory, trace):
+            vm_factory(kernel="Slow").start()
+            vm_factory().start()
+        """
+    )
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*GuestError: what the test counted is not all there was: 3 lines*"])
+
+
 def test_panic_ends_a_command_at_once(suite):
     result = suite.run(
         """

@@ -280,6 +280,31 @@ def test_panic_ends_a_command_at_once(suite):
 
 
 @pytest.mark.parametrize(
+    ("script", "call", "exception"),
+    [
+        (PANIC, "check('true', timeout=600)", "GuestPanic"),
+        ("stay\n", "check('tail --pid=$PPID -f /dev/null', timeout=0.1)", "GuestTimeout"),
+        ("stay\n", "get('/stuck', timeout=0.1)", "GuestTimeout"),
+        ("stay\n", "wait_for('false', timeout=0.1)", "GuestTimeout"),
+    ],
+)
+def test_report_shows_the_line_of_the_test_and_the_error_alone(suite, script, call, exception):
+    suite.kernel(script)
+    result = suite.run(
+        f"""
+        def test_it(vm):
+            vm.start()
+            if {exception == "GuestPanic"}:
+                vm.log.wait_end(60, lambda: True)
+            vm.guest.{call}
+        """
+    )
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines([f">*vm.guest.{call[:5]}*", f"E*{exception}: *", f"*.py:5: {exception}"])
+    result.stdout.no_re_match_line(r".*\.py:\d+: *$")
+
+
+@pytest.mark.parametrize(
     ("end", "exception"),
     [
         ("off", "GuestExited: the guest ended: the guest powered off"),

@@ -236,8 +236,7 @@ class Machine(Steering):
             raise MachineError(
                 "SysRq comes through the console; start the guest with --console virtio or serial."
             )
-        self._on_board(lambda _board: self.send_break())
-        self.send_input(key.encode())
+        self._on_board(lambda _board: self._input.insert(self.break_item, key.encode()))
 
     def send_input(self, data: bytes, taken: Callable[[], None] = _nothing) -> None:
         """Type ``data`` into the console, after the input so far.

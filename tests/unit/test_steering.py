@@ -111,18 +111,39 @@ def test_trace_names_the_power_keys_registers_from_the_first_access_on(idler):
     assert [line.split()[3] for line in it.trace] == ["power.STATUS", "power.MAGIC_VALUE"]
 
 
-def test_sysrq_is_a_break_and_the_key(idler):
-    ier = mmio_write(layout.UART_BASE + 1, 1, 1)
-    it = idler(ier)
+@pytest.fixture
+def typist(idler):
+    """A machine, and what its serial port was given so far."""
+    it = idler(mmio_write(layout.UART_BASE + 1, 1, 1))
     taken = []
-    board = it.machine._board
-    receive, board._uart.receive = board._uart.receive, lambda data: (taken.append(data), receive(data))[1]
-    send_break = board._uart.send_break
-    board._uart.send_break = lambda: (taken.append("break"), send_break())[1]
+    uart = it.machine._board._uart
+    receive, uart.receive = uart.receive, lambda data: (taken.append(data), receive(data))[1]
+    send_break, uart.send_break = uart.send_break, lambda: (taken.append("break"), send_break())[1]
+    return it, taken
+
+
+def test_sysrq_is_a_break_and_the_key(typist):
+    it, taken = typist
     it.machine.sysrq("b")
     while b"b" not in taken:
         in_time(it.machine.registers)
     assert taken.index("break") < taken.index(b"b")
+
+
+def test_nothing_that_others_type_comes_between_a_break_and_its_key(typist, monkeypatch):
+    it, taken = typist
+    call_soon = it.machine._loop.call_soon
+
+    def while_somebody_types(callback):
+        call_soon(callback)
+        call_soon(lambda: it.machine._input._insert(b"x"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(it.machine._loop, "call_soon", while_somebody_types)
+        it.machine.sysrq("b")
+    while b"b" not in taken:
+        in_time(it.machine.registers)
+    assert taken[taken.index(b"b") - 1] == "break"
 
 
 def test_sysrq_needs_a_console_with_a_break(idler):

@@ -15,7 +15,7 @@ MACHINE_OPTIONS = (
     Option("-p", "--params", "-a", "--append", key="params", metavar="TEXT", group="Boot", help="kernel command line"),
     Option("-f", "--firmware", key="firmware", metavar="FILE", group="Boot", help="S-mode firmware (U-Boot) instead of a kernel"),
     Option("--dump-dtb", key="dump_dtb", metavar="FILE", group="Boot", help="write the guest's device tree blob"),
-    Option("-m", "--mem", key="mem", metavar="SIZE", group="Machine", help="guest RAM: 512M, 2G, a bare number is MiB [256M]"),
+    Option("-m", "--mem", key="mem", metavar="SIZE", group="Machine", help="guest RAM: 512M, 2G, a bare number is MiB [256M; 512M for Debian's guest with drivers]"),
     Option("-c", "--cpus", key="cpus", metavar="N", group="Machine", help="number of harts [1]"),
     Option("--isa", key="isa", metavar="LIST", group="Machine", help="extensions: host,-svpbmt,+zbb [host]"),
     Option("--cpu-type", key="cpu_type", metavar="max|min[,EXT]", group="Machine", help="max: all KVM has; min: rv64imafdc"),

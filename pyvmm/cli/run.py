@@ -51,7 +51,7 @@ COMMAND = Command(
             help="where the guest runs [auto]",
         ),
         Option("-v", "--verbose", key="verbose", group="Meta", help="say more about what pyvmm chooses"),
-        Option("-q", "--quiet", key="quiet", group="Meta", help="say nothing but errors"),
+        Option("-q", "--quiet", key="quiet", group="Meta", help="say only what goes wrong"),
     ),
     positional=("kernel", "KERNEL"),
     refused=REFUSED,

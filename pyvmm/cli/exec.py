@@ -82,7 +82,8 @@ def _add_root(values: dict[str, object]) -> None:
         path, comma, flag = str(folder).rpartition(",")
         path, mode = (path, flag) if comma and flag in ("ro", "rw") else (str(folder), "ro")
         if not os.path.isdir(path):
-            raise UsageError(f"--rootfs {folder}: {path} is not a folder; give the guest's root folder.")
+            wrong = "is not a folder" if os.path.exists(path) else "does not exist"
+            raise UsageError(f"--rootfs {folder}: {path} {wrong}; give the guest's root folder.")
         shares = values.get("p9", [])
         assert isinstance(shares, list)
         values["p9"] = [*shares, f"{path},{_ROOT_TAG}" + (",rw" if mode == "rw" else "")]

@@ -219,7 +219,7 @@ def test_host_that_is_not_riscv_is_said_with_code_126(folder, capfd):
         ),
         (
             ["exec", "--rootfs=/no", "--", "x"],
-            "--rootfs /no: /no is not a folder; give the guest's root folder.",
+            "--rootfs /no: /no does not exist; give the guest's root folder.",
         ),
     ],
 )  # fmt: skip

@@ -60,6 +60,7 @@ def test_misspelt_marker_is_an_error_of_the_collection(suite):
             for line in (f"*collecting test_{number}.py*", said)
         ]
     )
+    result.stdout.no_fnmatch_line("*During handling of the above exception*")
 
 
 @pytest.mark.parametrize(

@@ -70,8 +70,11 @@ REFUSED = {
     **{name: f"{name} is not available yet: pyvmm has no flash device." for name in ("-F", "--flash")},
     "--gdb": "--gdb is not available yet: look at the guest with pyvmm debug.",
     "--dtb": "--dtb is not available: pyvmm writes the device tree itself; look at it with pyvmm dtb.",
-    "--tty": "--tty is not available yet: the console is on stdin and stdout.",
+    "--tty": "--tty is not available: the console is on stdin and stdout; further channels are --port.",
     "--hugetlbfs": "--hugetlbfs PATH is spelled --mem-backend hugetlbfs:PATH here.",
+    "--debug-mmio": "--debug-mmio is spelled --trace mmio here.",
+    "--sandbox": "--sandbox is spelled pyvmm exec -- COMMAND here.",
+    "--vfio-pci": "--vfio-pci is not available: pyvmm gives no device of the host to a guest.",
     "--nodefaults": "--nodefaults is not needed: pyvmm adds no device that was not asked for.",
 }
 

@@ -183,7 +183,8 @@ class Command:
         spelling, equals, inline = word.partition("=")
         text: str | None = inline if equals else None
         option = by_name.get(spelling)
-        if option is None and not word.startswith("--") and word[:2] in by_name:
+        # -kernel is QEMU's way to write --kernel, and nobody's to write -k ernel.
+        if option is None and word[:2] in by_name and f"-{spelling}" not in by_name:
             spelling, text = word[:2], word[2:]  # -m512
             option = by_name[spelling]
         if option is None:

@@ -82,6 +82,8 @@ RUN = ["run", "--host=lab"]
         (["good", "--isa", "host,+foo"], "KVM knows no ISA extension 'foo'. It knows a, c, d, f, h, i, m,"),
         (["good", "--disable-ssct"], "KVM knows no ISA extension 'ssct'. Did you mean sstc?"),
         (["good", "--cpu-type", "big"], "--cpu-type takes max, or min,EXT,..., not 'big'."),
+        (["-kernel", "good"], "pyvmm run has no option -kernel. Did you mean --kernel?"),
+        (["good", "--debug-mmio"], "--debug-mmio is spelled --trace mmio here."),
         (["good", "--kernal", "x"], "pyvmm run has no option --kernal. Did you mean --kernel?"),
         (["good", "-d", "disk.img,read-only"], "--disk disk.img,read-only has no setting 'read-only'. It ha"),
         (["good", "-d", "ok.img,direkt"], "--disk ok.img,direkt has no setting 'direkt'. Did you mean direc"),

@@ -67,6 +67,7 @@ def test_parse_says_how_a_command_is_spelled_that_came_alone():
     ("words", "sentence"),
     [
         (["--foo"], "pyvmm run has no option --foo. See pyvmm run --help."),
+        (["-mem", "5"], "pyvmm run has no option -mem. Did you mean --mem? See pyvmm run --help."),
         (["--men", "5"], "pyvmm run has no option --men. Did you mean --mem? See pyvmm run --help."),
         (["-m"], "-m needs a value: -m SIZE."),
         (["--quiet=yes"], "--quiet takes no value, but got 'yes'."),

@@ -29,6 +29,7 @@ _APPLETS = """
     top touch tr traceroute true truncate tty udhcpc umount uname uniq unlink unshare unxz uptime usleep
     vconfig vi watch wc wget which whoami xargs xxd xzcat yes zcat
 """
+_SETUP = "pyvmm-setup"  # the agent's commands begin once init has removed it
 _SCRIPTS = {"init": "guest-init", "etc/udhcpc/default.script": "udhcpc"}
 # What busybox has not, or not well enough, where it goes, and from which packages.
 _PROGRAMS = {
@@ -69,7 +70,7 @@ def initrd(
     contents: list[object] = [(_DATA / name).read_bytes() for name in _SCRIPTS.values()]
     if guest_kernel:
         contents += [guest_kernel.manifest, GUEST_MODULES, _PROGRAMS, _PROGRAM_PACKAGES]
-    key = store.recipe_key(_APPLETS, _SCRIPTS, contents)
+    key = store.recipe_key(_APPLETS, _SETUP, _SCRIPTS, contents)
     name = f"guests/initrd-{series if full else 'small'}-{key}"
     return (
         store.build_once(name, lambda work: _build_initrd(work, guest_kernel, progress), progress)
@@ -101,6 +102,7 @@ def _build_initrd(work: Path, guest_kernel: kernels.Kernel | None, progress: Pro
     fs.character_device("dev/console", 5, 1)
     for path, source in _SCRIPTS.items():
         fs.file(path, (_DATA / source).read_bytes(), 0o755)
+    fs.file(_SETUP, b"", 0o644)
     fs.file("bin/busybox", (_package("busybox-static", progress) / "usr/bin/busybox").read_bytes(), 0o755)
     for applet in _APPLETS.split():
         fs.symlink(f"bin/{applet}", "busybox")

@@ -58,7 +58,7 @@ NAME = Option(
 
 RUN_OPTIONS = (
     Option("--log", key="log", metavar="FILE", group="Console", help="also write console output there"),
-    Option("--timeout", key="timeout", metavar="TIME", group="Ends", help="end after TIME (90s, 5m) with code 124"),
+    Option("--timeout", key="timeout", metavar="TIME", group="Ends", help="end TIME (90s, 5m) after the guest's start, with code 124"),
     Option("--on-panic", key="on_panic", choices=ON_PANIC, metavar="DO", group="Ends", help="on a guest panic [exit, code 255]"),
     Option("--on-reboot", key="on_reboot", choices=ON_REBOOT, metavar="DO", group="Ends", help="on a guest reboot [reboot]"),
     Option("--trace", key="trace", metavar="mmio,sbi,irq", group="Observe", help="show these events on stderr"),

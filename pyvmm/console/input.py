@@ -48,8 +48,8 @@ class ConsoleInput:
         self._consume = consume
         self._loop.call_soon(self.offer)
 
-    def type(self, data: bytes, taken: Callable[[], None]) -> None:
-        """Offer ``data`` after the input so far; call ``taken`` once the device has all of it.
+    def type(self, data: bytes, taken: Callable[[], None], *before: Item) -> None:
+        """Offer ``before`` and ``data`` after the input so far; call ``taken`` once the device has all of it.
 
         From any thread; ``taken`` is called on the loop's.
         """
@@ -58,7 +58,7 @@ class ConsoleInput:
             taken()
             return True
 
-        self.insert(data, all_taken)
+        self.insert(*before, data, all_taken)
 
     def insert(self, *items: Item) -> None:
         """Offer ``items`` after the input so far, with nothing between them. From any thread.

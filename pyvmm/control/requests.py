@@ -168,7 +168,7 @@ def _memory(served: Served, address: int, length: int = 256) -> Result:
 
 
 def _sysrq(served: Served, key: str) -> None:
-    served.machine.sysrq(key)
+    served.sysrq(key)
 
 
 def _mark(served: Served, text: str) -> None:

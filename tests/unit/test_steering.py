@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What can be asked of a running machine, on a fake KVM. Pausing has a file of its own."""
 
+from queue import SimpleQueue
+
 import pytest
 from fakes.guests import IER, idle
 from fakes.kernel import call, mmio_read, mmio_write
-from fakes.threads import in_time
+from fakes.threads import PATIENCE, in_time
 
 from pyvmm import layout
 from pyvmm.devices.virtio import bits
@@ -144,6 +146,14 @@ def test_nothing_that_others_type_comes_between_a_break_and_its_key(typist, monk
     while b"b" not in taken:
         in_time(it.machine.registers)
     assert taken[taken.index(b"b") - 1] == "break"
+
+
+def test_sysrq_is_taken_when_the_guest_has_its_key(typist):
+    it, taken = typist
+    it.machine._board._uart.receive = lambda data: (taken.append(data), len(data))[1]
+    had = SimpleQueue()
+    it.machine.sysrq("b", lambda: had.put(list(taken)))
+    assert had.get(timeout=PATIENCE)[-1] == b"b"
 
 
 def test_sysrq_needs_a_console_with_a_break(idler):

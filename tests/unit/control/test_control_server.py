@@ -12,6 +12,7 @@ from fakes.threads import Background, happens, in_time
 
 from pyvmm import __version__, control
 from pyvmm.control import protocol, requests, runfolder, stopping
+from pyvmm.control import served as served_module
 from pyvmm.control import server as server_module
 from pyvmm.errors import ConfigError, MachineError
 from pyvmm.eventloop import EventLoop
@@ -126,14 +127,24 @@ def test_guest_that_does_not_read_cannot_be_typed_at_for_ever(connect, machine):
     assert client.ask("send", text="x" * (500 << 10))["ok"]
 
 
-@pytest.mark.parametrize("text", ["", "x"])
-def test_many_small_texts_count_for_what_they_cost(connect, machine, text):
+@pytest.mark.parametrize(
+    "params", [{"do": "send", "text": ""}, {"do": "send", "text": "x"}, {"do": "sysrq", "key": "h"}]
+)
+def test_many_small_inputs_count_for_what_they_cost(connect, machine, params):
     machine.reads_input = False
     client = connect()
     answers = []
     while len(answers) < 5000 and (not answers or answers[-1]["ok"]):
-        answers.append(client.ask("send", text=text))
+        answers.append(client.ask(**params))
     assert answers[-1]["error"] == "The guest has not yet read what was typed before."
+
+
+def test_sysrq_that_is_refused_does_not_count_as_unread(connect, machine, monkeypatch):
+    monkeypatch.setattr(served_module, "_MOST_UNREAD", 1000)
+    client = connect()
+    machine.config.console = "none"
+    refusals = [client.ask("sysrq", key="h")["error"] for _ in range(3)]
+    assert refusals == ["the guest has no console"] * 3
 
 
 def test_kept_console_output_can_be_had(connect, machine):

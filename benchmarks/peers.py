@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 
 from pyvmm.errors import HostError
-from pyvmm.lab import elf, store, tools
-from pyvmm.lab.packages import Archive, require_commands, unpack
+from pyvmm.lab import elf, store
+from pyvmm.lab.packages import unpack
+from pyvmm.lab.pins import Request
 from pyvmm.lab.store import Progress, quiet
 
+REQUEST = Request("benchmarks/qemu", ("qemu-system-riscv",))
 _QEMU = "usr/bin/qemu-system-riscv64"
 _LIBRARIES = "usr/lib/riscv64-linux-gnu"
 _LOADER = "usr/lib/ld-linux-riscv64-lp64d.so.1"
@@ -27,17 +29,13 @@ def qemu(progress: Progress = quiet) -> Path:
     """
 
     def build(work: Path) -> None:
-        require_commands()
         with store.scratch(work) as temp:
-            archive = Archive(temp / "apt", tools.SUITE, "riscv64")
-            archive.update()
-            packages = archive.resolve(["qemu-system-riscv"])
-            unpack(archive.fetch(packages, temp / "debs", progress), temp / "root")
+            debs, found = REQUEST.fetch(temp, progress)
+            unpack(debs, temp / "root")
             _keep_loaded(temp / "root", work / "qemu")
-        found = {"suite": tools.SUITE, "packages": [package.manifest() for package in packages]}
         store.write_json(work / "manifest.json", found)
 
-    key = store.recipe_key(tools.SUITE, _QEMU, _LOADER)
+    key = store.recipe_key(REQUEST, _QEMU, _LOADER)
     return store.build_once(f"benchmarks/qemu-{key}", build, progress) / "qemu"
 
 

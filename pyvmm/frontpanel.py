@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 
+from pyvmm.config import format_size
 from pyvmm.errors import GuestAccessError, MachineError
 from pyvmm.kvm import dump
 
@@ -60,7 +61,9 @@ def set_balloon(board: Board, size: int) -> None:
     balloon = _balloon(board)
     memory = sum(bank.size for bank in board.memory.banks)
     if not 0 <= size <= memory:
-        raise MachineError(f"A balloon can take from 0 to {memory} bytes from this guest, not {size}.")
+        raise MachineError(
+            f"A balloon can take from 0 to {format_size(memory)} from this guest, not {format_size(size)}."
+        )
     balloon.set_target(size)
 
 

@@ -106,7 +106,7 @@ def _known(name: str, known: frozenset[str]) -> str:
         return name
     from pyvmm.nearest import nearest
 
-    hint = nearest(name, known) or " pyvmm doctor lists those of this host."
+    hint = nearest(name, known) or f" It knows {', '.join(sorted(known))}."
     raise ConfigError(f"KVM knows no ISA extension {name!r}.{hint}")
 
 

@@ -114,6 +114,12 @@ class Machine(Steering):
     ) -> None:
         self.close()
 
+    @property
+    def state(self) -> str:
+        """``prepared``, ``running``, ``panicked`` and kept so, ``paused``, ``rebooting`` or ``ended``."""
+        state = super().state
+        return "panicked" if state == "running" and self._panic.ended else state
+
     def prepare(self) -> Board:
         """Build the board and load the guest; nothing runs yet.
 
@@ -220,17 +226,17 @@ class Machine(Steering):
         """A BREAK on the serial console, after the input so far: the next key is a SysRq command."""
         self._input.insert(self.break_item)
 
-    def sysrq(self, key: str) -> None:
+    def sysrq(self, key: str, taken: Callable[[], None] = _nothing) -> None:
         """Have the guest's kernel obey a SysRq key, typed into its console. From any thread.
 
-        Raises MachineError when there is no console that knows a BREAK, or the guest has ended.
+        ``taken`` is called, on the loop's thread, once the guest's device has it. Raises MachineError when
+        there is no console that knows a BREAK, or the guest has ended.
         """
         if self.config.console not in ("virtio", "serial"):
             raise MachineError(
                 "SysRq comes through the console; start the guest with --console virtio or serial."
             )
-        self._on_board(lambda _board: self.send_break())
-        self.send_input(key.encode())
+        self._on_board(lambda _board: self._input.type(key.encode(), taken, self.break_item))
 
     def send_input(self, data: bytes, taken: Callable[[], None] = _nothing) -> None:
         """Type ``data`` into the console, after the input so far.

@@ -9,8 +9,12 @@ if TYPE_CHECKING:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """`` Did you mean X?`` for the known word nearest to ``word``, or nothing."""
+    """`` Did you mean X?`` for the known word nearest to ``word``, or nothing.
+
+    The dashes that options begin with make no two of them alike.
+    """
     import difflib
 
-    match = difflib.get_close_matches(word, sorted(known), n=1)
-    return f" Did you mean {match[0]}?" if match else ""
+    bare = {name.lstrip("-"): name for name in sorted(known)}
+    match = difflib.get_close_matches(word.lstrip("-"), bare, n=1)
+    return f" Did you mean {bare[match[0]]}?" if match else ""

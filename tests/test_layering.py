@@ -79,7 +79,7 @@ MAY_IMPORT = {
     "gate": {"attempts", "devices", "lean"},
     "guestevents": set(),
     "pausing": {"attempts", "board", "errors", "gate", "lean", "runner", "workers"},
-    "frontpanel": {"board", "devices", "errors", "kvm"},
+    "frontpanel": {"board", "config", "devices", "errors", "kvm"},
     "steering": {
         "board", "errors", "eventloop", "frontpanel", "gate", "guestevents", "inspection", "lean", "outcome",
         "pausing", "threads", "workers",

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pyvmm import preview
+from pyvmm.cli import debian
 from pyvmm.config import MachineConfig, format_size
 from pyvmm.profiles import KEYS
 
@@ -22,6 +23,7 @@ def dry_run(values: Mapping[str, object]) -> int:
     fields = {key: value for key, value in values.items() if key in KEYS}
     named = "kernel" in fields or "firmware" in fields
     if not named:
+        debian.settle(fields)
         fields = {"initrd": _DEBIAN, **fields, "kernel": _DEBIAN}
     config = MachineConfig(**fields)  # type: ignore[arg-type]  # checked field by field there
     if named:

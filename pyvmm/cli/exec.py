@@ -13,12 +13,13 @@ from pyvmm.cli.say import say
 from pyvmm.config import MachineConfig
 
 _ROOT_TAG = "root"
-_FULL_MEMORY = "512M"  # what the larger initramfs takes to be unpacked
 
 COMMAND = Command(
     "exec",
     "Boot a guest, run a command in it, and exit with its status. Standard input, output and error are the\n"
-    "command's. With --disk or --rootfs the command runs there, else in a busybox initramfs or the --initrd.",
+    "command's. With --disk or --rootfs the command runs there, else in a busybox initramfs or --initrd.\n"
+    "Where no KERNEL is named, it is Debian's, with the drivers of its devices and then 512M of memory.\n"
+    "A KERNEL of your own has its drivers built in, or in its --initrd.",
     (
         Option(
             "--rootfs",
@@ -82,7 +83,8 @@ def _add_root(values: dict[str, object]) -> None:
         path, comma, flag = str(folder).rpartition(",")
         path, mode = (path, flag) if comma and flag in ("ro", "rw") else (str(folder), "ro")
         if not os.path.isdir(path):
-            raise UsageError(f"--rootfs {folder}: {path} is not a folder; give the guest's root folder.")
+            wrong = "is not a folder" if os.path.exists(path) else "does not exist"
+            raise UsageError(f"--rootfs {folder}: {path} {wrong}; give the guest's root folder.")
         shares = values.get("p9", [])
         assert isinstance(shares, list)
         values["p9"] = [*shares, f"{path},{_ROOT_TAG}" + (",rw" if mode == "rw" else "")]
@@ -102,22 +104,22 @@ def _add_debian_guest(values: dict[str, object], *, quiet: bool) -> None:
         raise UsageError("pyvmm exec needs a kernel: firmware cannot bring the agent that runs the command.")
     rooted = _has(str(values.get("params", "")).split(), "root=")
     needs_kernel = values.get("kernel") is None
-    needs_initrd = "initrd" not in values and (needs_kernel or not rooted)
+    needs_initrd = "initrd" not in values and not rooted
     if not needs_kernel and not needs_initrd:
         return
     from pyvmm import preview
+    from pyvmm.cli import debian
     from pyvmm.cli.in_lab import no_progress, progress
-    from pyvmm.lab import guests
 
     config = MachineConfig(**values)  # type: ignore[arg-type]
     (preview.check_machine if needs_kernel else preview.check)(config)  # before anything is fetched
     show_progress = no_progress if quiet else progress
     if needs_kernel:
-        values["kernel"] = str(guests.kernel(progress=show_progress))
-    if needs_initrd:
-        values["initrd"] = str(guests.initrd(full=rooted, progress=show_progress))
-        if rooted:
-            values.setdefault("mem", _FULL_MEMORY)
+        debian.add(values, show_progress)
+    else:  # whose drivers are in no initramfs of ours
+        from pyvmm.lab import guests
+
+        values["initrd"] = str(guests.initrd(progress=show_progress))
 
 
 def _has(words: list[str], prefix: str) -> bool:

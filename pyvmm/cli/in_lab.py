@@ -8,7 +8,8 @@ import signal
 
 from pyvmm import outcome, preview
 from pyvmm.cli.say import say
-from pyvmm.config import MachineConfig
+from pyvmm.config import MachineConfig, format_size
+from pyvmm.errors import ConfigError
 
 DEFAULT_FLAVOUR = "aia"
 _ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
@@ -23,6 +24,7 @@ def run_in_lab(
     """
     flavour = where.partition(":")[2] or DEFAULT_FLAVOUR
     preview.check(config)
+    _check_memory(config.mem)
     from pyvmm.cli.reach import Reach
     from pyvmm.lab.host import Lab
 
@@ -44,6 +46,14 @@ def run_in_lab(
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _check_memory(size: int) -> None:
+    from pyvmm.lab.qemu import MEMORY
+
+    if size >= MEMORY:
+        total, asked = format_size(MEMORY), format_size(size)
+        raise ConfigError(f"A lab host has {total} in all, and --mem asks for {asked}; ask for less.")
 
 
 class _Ended(BaseException):

@@ -109,11 +109,15 @@ def _status(values: Values) -> int:
         print(json.dumps(found, indent=2))
         return 0
     for status in found:
-        facts = ", ".join(
-            f"{key} {value}" for key, value in status.items() if key not in ("flavour", "running")
-        )
-        print(f"{status['flavour']}: {f'running ({facts})' if status['running'] else 'not running'}")
+        print(f"{status['flavour']}: {_shown(status)}")
     return 0
+
+
+def _shown(status: Values) -> str:
+    if not status["running"]:
+        return "being started" if status["starting"] else "not running"
+    facts = ", ".join(f"{key} {value}" for key, value in status.items() if key not in ("flavour", "running"))
+    return f"running ({facts})"
 
 
 def _shell(values: Values) -> int:

@@ -15,7 +15,7 @@ MACHINE_OPTIONS = (
     Option("-p", "--params", "-a", "--append", key="params", metavar="TEXT", group="Boot", help="kernel command line"),
     Option("-f", "--firmware", key="firmware", metavar="FILE", group="Boot", help="S-mode firmware (U-Boot) instead of a kernel"),
     Option("--dump-dtb", key="dump_dtb", metavar="FILE", group="Boot", help="write the guest's device tree blob"),
-    Option("-m", "--mem", key="mem", metavar="SIZE", group="Machine", help="guest RAM: 512M, 2G, a bare number is MiB [256M]"),
+    Option("-m", "--mem", key="mem", metavar="SIZE", group="Machine", help="guest RAM: 512M, 2G, a bare number is MiB [256M; 512M for Debian's guest with drivers]"),
     Option("-c", "--cpus", key="cpus", metavar="N", group="Machine", help="number of harts [1]"),
     Option("--isa", key="isa", metavar="LIST", group="Machine", help="extensions: host,-svpbmt,+zbb [host]"),
     Option("--cpu-type", key="cpu_type", metavar="max|min[,EXT]", group="Machine", help="max: all KVM has; min: rv64imafdc"),
@@ -58,7 +58,7 @@ NAME = Option(
 
 RUN_OPTIONS = (
     Option("--log", key="log", metavar="FILE", group="Console", help="also write console output there"),
-    Option("--timeout", key="timeout", metavar="TIME", group="Ends", help="end after TIME (90s, 5m) with code 124"),
+    Option("--timeout", key="timeout", metavar="TIME", group="Ends", help="end TIME (90s, 5m) after the guest's start, with code 124"),
     Option("--on-panic", key="on_panic", choices=ON_PANIC, metavar="DO", group="Ends", help="on a guest panic [exit, code 255]"),
     Option("--on-reboot", key="on_reboot", choices=ON_REBOOT, metavar="DO", group="Ends", help="on a guest reboot [reboot]"),
     Option("--trace", key="trace", metavar="mmio,sbi,irq", group="Observe", help="show these events on stderr"),
@@ -70,8 +70,11 @@ REFUSED = {
     **{name: f"{name} is not available yet: pyvmm has no flash device." for name in ("-F", "--flash")},
     "--gdb": "--gdb is not available yet: look at the guest with pyvmm debug.",
     "--dtb": "--dtb is not available: pyvmm writes the device tree itself; look at it with pyvmm dtb.",
-    "--tty": "--tty is not available yet: the console is on stdin and stdout.",
+    "--tty": "--tty is not available: the console is on stdin and stdout; further channels are --port.",
     "--hugetlbfs": "--hugetlbfs PATH is spelled --mem-backend hugetlbfs:PATH here.",
+    "--debug-mmio": "--debug-mmio is spelled --trace mmio here.",
+    "--sandbox": "--sandbox is spelled pyvmm exec -- COMMAND here.",
+    "--vfio-pci": "--vfio-pci is not available: pyvmm gives no device of the host to a guest.",
     "--nodefaults": "--nodefaults is not needed: pyvmm adds no device that was not asked for.",
 }
 

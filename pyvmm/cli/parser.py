@@ -145,8 +145,14 @@ class Command:
 
     def _check_rest(self, argv: Sequence[str]) -> None:
         """First of all: what is wrong with a command taken for options would not tell what is missing."""
-        if self.rest is not None and "--" not in argv[:-1] and not {"-h", "--help"} & {*argv}:
-            raise UsageError(f"pyvmm {self.name} needs a {self.rest} to run, after --: {self.usage()}")
+        if self.rest is None or "--" in argv[:-1] or {"-h", "--help"} & {*argv}:
+            return
+        if argv and self.positional is None and not argv[0].startswith("-"):
+            import shlex
+
+            meant = shlex.join(argv)
+            raise UsageError(f"The {self.rest} comes after --: pyvmm {self.name} -- {meant}")
+        raise UsageError(f"pyvmm {self.name} needs a {self.rest} to run, after --: {self.usage()}")
 
     def _rest(self, values: dict[str, object], words: Iterable[str]) -> None:
         """What follows ``--``: a command of its own, or arguments that may begin with a dash."""
@@ -177,7 +183,8 @@ class Command:
         spelling, equals, inline = word.partition("=")
         text: str | None = inline if equals else None
         option = by_name.get(spelling)
-        if option is None and not word.startswith("--") and word[:2] in by_name:
+        # -kernel is QEMU's way to write --kernel, and nobody's to write -k ernel.
+        if option is None and word[:2] in by_name and f"-{spelling}" not in by_name:
             spelling, text = word[:2], word[2:]  # -m512
             option = by_name[spelling]
         if option is None:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+
 from pyvmm.cli import guests
 from pyvmm.cli.guests import HOST, JSON
 from pyvmm.cli.parser import Command
@@ -38,16 +40,20 @@ def main(words: list[str]) -> int:
 
 
 def _here() -> list[Values]:
-    return guests.at_once(_status, runfolder.running())
+    return [facts for facts in guests.at_once(_status, runfolder.running()) if facts]
 
 
 def _status(found: Found) -> Values:
+    """What is known of a guest; nothing when it is over meanwhile."""
     facts: Values = {"name": found.name, "where": "local", "pid": found.pid}
     try:
         with guests.connect(found, patience=_PATIENCE) as control:
             return {**facts, **control.request("status")}
     except PyvmmError:
-        return {**facts, "state": "unreachable"}
+        if runfolder.is_over(found):
+            return {}
+        has_started = os.path.exists(found.path(runfolder.CONTROL_SOCKET))
+        return {**facts, "state": "unreachable" if has_started else "starting"}
 
 
 def _shown(one: Values) -> dict[str, str]:

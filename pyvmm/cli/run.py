@@ -35,7 +35,6 @@ _ENDING_SIGNALS: dict[int, str] = {
     signals.SIGHUP: "SIGHUP",
     signals.SIGINT: "SIGINT",
 }
-_FULL_GUEST = "512M"  # what Debian's guest needs with the drivers of devices
 _HOSTS = ("auto", "local", "lab", "lab:aia", "lab:plic")
 
 COMMAND = Command(
@@ -56,7 +55,7 @@ COMMAND = Command(
             help="where the guest runs [auto]",
         ),
         Option("-v", "--verbose", key="verbose", group="Meta", help="say more about what pyvmm chooses"),
-        Option("-q", "--quiet", key="quiet", group="Meta", help="say nothing but errors"),
+        Option("-q", "--quiet", key="quiet", group="Meta", help="say only what goes wrong"),
     ),
     positional=("kernel", "KERNEL"),
     refused=REFUSED,
@@ -105,27 +104,15 @@ def checked_name(name: object) -> str | None:
 
 
 def _add_debian_guest(values: dict[str, object], quiet: bool) -> None:
-    """No kernel was named: take Debian's, and a busybox initramfs unless there is an --initrd.
-
-    For devices it is the large one, which has their drivers and loads them.
-    """
+    """No kernel was named: take Debian's."""
     from pyvmm import preview
+    from pyvmm.cli import debian
     from pyvmm.cli.in_lab import no_progress, progress
-    from pyvmm.devicelist import NOUNS
-    from pyvmm.lab import guests
 
     preview.check_machine(MachineConfig(**values))  # type: ignore[arg-type]  # before anything is fetched
     if not quiet:
         say("no kernel given: booting Debian's, to a busybox shell")
-    show_progress = no_progress if quiet else progress
-    values["kernel"] = str(guests.kernel(progress=show_progress))
-    if "initrd" not in values:
-        # The driver of ports is built in.
-        full = any(values.get(noun) for noun in (*NOUNS, "devices") if noun != "ports")
-        values["initrd"] = str(guests.initrd(full=full, progress=show_progress))
-        if full:
-            values["params"] = f"drivers=all {values.get('params', '')}".strip()
-            values.setdefault("mem", _FULL_GUEST)
+    debian.add(values, no_progress if quiet else progress)
 
 
 def _run_here(config: MachineConfig, name: str | None, *, verbose: bool, quiet: bool) -> int:

@@ -49,8 +49,8 @@ class ConsoleInput:
         self._consume = consume
         self._loop.call_soon(self.offer)
 
-    def type(self, data: bytes, taken: Callable[[], None]) -> None:
-        """Offer ``data`` after the input so far; call ``taken`` once the device has all of it.
+    def type(self, data: bytes, taken: Callable[[], None], *before: Item) -> None:
+        """Offer ``before`` and ``data`` after the input so far; call ``taken`` once the device has all of it.
 
         From any thread; ``taken`` is called on the loop's.
         """
@@ -59,11 +59,14 @@ class ConsoleInput:
             taken()
             return True
 
-        self._loop.call_soon(lambda: self._insert(data, all_taken))
+        self.insert(*before, data, all_taken)
 
-    def insert(self, action: Callable[[], bool]) -> None:
-        """Do ``action`` after the input so far, again until it says it was done. From any thread."""
-        self._loop.call_soon(lambda: self._insert(action))
+    def insert(self, *items: Item) -> None:
+        """Offer ``items`` after the input so far, with nothing between them. From any thread.
+
+        An action is done again until it says it was done.
+        """
+        self._loop.call_soon(lambda: self._insert(*items))
 
     def _insert(self, *items: Item) -> None:
         self._pending.extend(items)

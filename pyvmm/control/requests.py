@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from math import isfinite
+from math import inf
 
 from pyvmm import outcome
 from pyvmm.control import stopping
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 LONGEST_MEMORY = 256 << 10
 _LARGEST = (1 << 64) - 1
+_LONGEST_TIME = 10**9  # seconds; an integer of JSON may be too large for a float
 _LONGEST_LINE = 200
 _SHOWN = 60  # letters of an unknown word
 
@@ -49,9 +50,9 @@ def _from_hex(text: str) -> int | None:
 
 
 def _seconds(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < inf:
         raise ValueError("a number of seconds")
-    return min(float(value), 1e9)
+    return float(min(value, _LONGEST_TIME))
 
 
 def _text(value: object) -> str:
@@ -167,7 +168,7 @@ def _memory(served: Served, address: int, length: int = 256) -> Result:
 
 
 def _sysrq(served: Served, key: str) -> None:
-    served.machine.sysrq(key)
+    served.sysrq(key)
 
 
 def _mark(served: Served, text: str) -> None:

@@ -27,6 +27,7 @@ CONSOLE_SOCKET = "console.sock"
 AGENT_SOCKET = "agent.sock"
 
 _LOCK = "lock"
+_PF_EXITING = 0x4  # of the flags in /proc/PID/stat
 _NAME_LIMIT = 40
 # What a socket's address holds, without the final NUL; the longest name in a guest's folder comes off it.
 _PATH_LIMIT = 107 - len("/console.sock.new")
@@ -137,11 +138,19 @@ def _claim(name: str | None) -> Instance:
         folder = os.path.join(where, chosen)
         if len(os.fsencode(folder)) > _PATH_LIMIT:
             raise ConfigError(f"{folder} is too long a name for sockets; set PYVMM_RUN_DIR to a shorter one.")
-        os.mkdir(folder, 0o700)
+        _make(folder)
         lock_fd = os.open(os.path.join(folder, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.write(lock_fd, b"%d\n" % os.getpid())
         return Instance(chosen, folder, lock_fd)
+
+
+def _make(folder: str) -> None:
+    try:
+        os.mkdir(folder, 0o700)
+    except FileExistsError:
+        os.rmdir(folder)  # whoever made it was killed before there was a lock in it
+        os.mkdir(folder, 0o700)
 
 
 def _free_name(taken: dict[str, Found]) -> str:
@@ -164,6 +173,21 @@ def running() -> list[Found]:
         return []
 
 
+def is_over(guest: Found) -> bool:
+    """Whether ``guest`` has ended since it was found, or its process is ending. Raises ConfigError."""
+    return _is_exiting(guest.pid) or all(found.name != guest.name for found in running())
+
+
+def _is_exiting(pid: int) -> bool:
+    """The kernel takes its time to free a killed guest's memory, and only then lets go of its lock."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:  # it has gone, and the lock with it; or it is in another container
+        return False
+    return fields[0] in (b"Z", b"X") or bool(int(fields[6]) & _PF_EXITING)
+
+
 def find(name: str | None = None) -> Found:
     """The running guest ``name``; without a name, the only one there is. Raises ConfigError."""
     guests = {found.name: found for found in running()}
@@ -180,9 +204,7 @@ def pick(name: str | None, names: Collection[str]) -> str:
         return next(iter(names))
     check_name(name)
     if name not in names:
-        hint = nearest(name, names)
-        if not hint and names:
-            hint = f" There is {', '.join(sorted(names))}."
+        hint = nearest(name, names) or " pyvmm ps lists those that are."
         raise ConfigError(f"No guest named {name} is running.{hint}")
     return name
 
@@ -217,7 +239,7 @@ def _look(where: str) -> list[Found]:
     guests = []
     for name in sorted(os.listdir(where)):
         folder = os.path.join(where, name)
-        if not _is_name(name) or not stat.S_ISDIR(os.lstat(folder).st_mode):
+        if not _is_guests(name, folder):
             continue
         pid = _holder(folder)
         if pid is None:
@@ -225,6 +247,18 @@ def _look(where: str) -> list[Found]:
         else:
             guests.append(Found(name, folder, pid))
     return guests
+
+
+def _is_guests(name: str, folder: str) -> bool:
+    """Whether it is the folder of a guest, running or not. Others may be there, with sockets of their own."""
+    try:
+        return (
+            _is_name(name)
+            and stat.S_ISDIR(os.lstat(folder).st_mode)
+            and stat.S_ISREG(os.lstat(os.path.join(folder, _LOCK)).st_mode)
+        )
+    except OSError:
+        return False
 
 
 def _holder(folder: str) -> int | None:
@@ -252,8 +286,9 @@ def _remove(folder: str) -> None:
     """Remove a guest's folder. Whatever else somebody put there stays, and the folder with it."""
     try:
         for name in os.listdir(folder):
-            if name == _LOCK or name.endswith((".sock", ".sock.new")):
+            if name.endswith((".sock", ".sock.new")):
                 os.unlink(os.path.join(folder, name))
+        os.unlink(os.path.join(folder, _LOCK))  # last: without it nobody knows what the folder is
         os.rmdir(folder)
     except OSError:
         pass

@@ -87,12 +87,26 @@ class Served:
 
     def type(self, data: bytes) -> None:
         """Type ``data`` into the guest's console. Raises ConfigError while it does not read."""
-        cost = len(data) + _PIECE_COST
+        cost = self._count(len(data))
+        self.machine.send_input(data, lambda: self._taken(cost))
+
+    def sysrq(self, key: str) -> None:
+        """Have the guest's kernel obey a SysRq key. Raises ConfigError while it does not read."""
+        cost = self._count(len(key))
+        try:
+            self.machine.sysrq(key, lambda: self._taken(cost))
+        except BaseException:
+            self._taken(cost)
+            raise
+
+    def _count(self, size: int) -> int:
+        """What one more piece of input costs, once there is room for it."""
+        cost = size + _PIECE_COST
         with self._unread_lock:
             if self._unread + cost > _MOST_UNREAD:
                 raise ConfigError("The guest has not yet read what was typed before.")
             self._unread += cost
-        self.machine.send_input(data, lambda: self._taken(cost))
+        return cost
 
     def _taken(self, cost: int) -> None:
         with self._unread_lock:

@@ -25,7 +25,8 @@ _READ_SIZE = 64 << 10
 class Listener:
     """A socket at ``path``, mode 0600, that appears once it can be connected to.
 
-    ``on_client`` gets each client's descriptor, which is non-blocking and its to close. Raises HostError.
+    ``on_client`` gets each client's descriptor, which is non-blocking and its to close, unless it raises
+    OSError: then the host had too little for this client. Raises HostError.
     """
 
     def __init__(self, loop: EventLoop, path: str, on_client: Callable[[int], None]) -> None:
@@ -64,7 +65,10 @@ class Listener:
                 return
             if fd is None:
                 return
-            self._on_client(fd)
+            try:
+                self._on_client(fd)
+            except OSError:
+                os.close(fd)
 
 
 def _listen(path: str) -> UnixListener:

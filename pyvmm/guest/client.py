@@ -140,8 +140,10 @@ class Guest:
         After ``timeout`` seconds it is killed and GuestTimeout raised; GuestError, when it puts out more than
         ``limit`` bytes. What it leaves running in the background goes on, without its outputs.
         """
+        deadline = _deadline(timeout)
+        self.wait_ready(timeout)
         process = self.start(command, env=env, cwd=cwd)
-        outputs = self._converse(process, input, _deadline(timeout), limit)
+        outputs = self._converse(process, input, deadline, limit)
         assert process.status is not None
         return Completed(process.status, *outputs, process.failure)
 
@@ -160,10 +162,12 @@ class Guest:
         """
         deadline = _deadline(timeout)
         if isinstance(source, bytes):
-            process = self._begin(target, _string("a", target), protocol.PUT, mode=_mode(mode, 0o644))
+            process = self._begin(
+                target, _string("a", target), protocol.PUT, mode=_mode(mode, 0o644), timeout=timeout
+            )
             rest = source
         else:
-            process = self._send_file(source, target, mode, deadline)
+            process = self._send_file(source, target, mode, timeout)
             rest = b""
         self._converse(process, rest, deadline, OUTPUT_LIMIT)
         _check(process)
@@ -182,7 +186,7 @@ class Guest:
         GuestError, GuestTimeout, ConfigError.
         """
         deadline = _deadline(timeout)
-        process = self._begin(source, _string("a", source), protocol.GET)
+        process = self._begin(source, _string("a", source), protocol.GET, timeout=timeout)
         if target is None:
             data = self._converse(process, b"", deadline, limit)[STDOUT]
         else:
@@ -197,8 +201,17 @@ class Guest:
         with channel.changed:
             channel.send(frame(protocol.POWEROFF))
 
-    def _begin(self, what: str, spec: bytes, kind: int, *, flags: int = 0, mode: int = 0) -> Process:
-        self.wait_ready()
+    def _begin(
+        self,
+        what: str,
+        spec: bytes,
+        kind: int,
+        *,
+        flags: int = 0,
+        mode: int = 0,
+        timeout: float | None = None,
+    ) -> Process:
+        self.wait_ready(timeout)
         return self._channel.start(what, spec, kind, flags=flags, mode=mode)
 
     def _converse(
@@ -229,18 +242,19 @@ class Guest:
             raise
 
     def _send_file(
-        self, source: str | os.PathLike[str], target: str, mode: int | None, deadline: float | None
+        self, source: str | os.PathLike[str], target: str, mode: int | None, timeout: float | None
     ) -> Process:
+        deadline = _deadline(timeout)
         process = None
         try:
             with open(source, "rb") as file:
                 mode = _mode(mode, os.fstat(file.fileno()).st_mode)
-                process = self._begin(target, _string("a", target), protocol.PUT, mode=mode)
+                process = self._begin(target, _string("a", target), protocol.PUT, mode=mode, timeout=timeout)
                 while data := file.read(_PIECE):
                     process.write(data, deadline)
         except GuestTimeout:
-            assert process is not None
-            process.abandon()
+            if process is not None:
+                process.abandon()
             raise
         except OSError as error:
             if process is not None:

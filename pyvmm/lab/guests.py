@@ -7,13 +7,13 @@ Built on first use, kept in the cache.
 from __future__ import annotations
 
 import shutil
-import tempfile
 from pathlib import Path
 
 from pyvmm.cpio import Initramfs
-from pyvmm.lab import elf, kernels, store, tools
+from pyvmm.lab import elf, kernels, store
 from pyvmm.lab.kernels import GUEST_MODULES
-from pyvmm.lab.packages import Archive, require_commands, unpack
+from pyvmm.lab.packages import Archive, unpack
+from pyvmm.lab.pins import Request
 from pyvmm.lab.store import Progress, quiet
 
 _DATA = Path(__file__).parent / "data"
@@ -29,8 +29,9 @@ _APPLETS = """
     top touch tr traceroute true truncate tty udhcpc umount uname uniq unlink unshare unxz uptime usleep
     vconfig vi watch wc wget which whoami xargs xxd xzcat yes zcat
 """
+_SETUP = "pyvmm-setup"  # the agent's commands begin once init has removed it
 _SCRIPTS = {"init": "guest-init", "etc/udhcpc/default.script": "udhcpc"}
-# What busybox has not, or not well enough, where it goes, and from which packages.
+# What busybox has not, or not well enough, and where it goes.
 _PROGRAMS = {
     "usr/bin/lspci": ("bin/lspci",),
     "usr/sbin/mke2fs": ("sbin/mke2fs", "sbin/mkfs.ext4"),
@@ -38,8 +39,11 @@ _PROGRAMS = {
     "etc/mke2fs.conf": ("etc/mke2fs.conf",),
     "usr/lib/ld-linux-riscv64-lp64d.so.1": ("lib/ld-linux-riscv64-lp64d.so.1",),
 }
-_PROGRAM_PACKAGES = ("e2fsprogs", "pciutils")
 _LIBRARIES = "lib/riscv64-linux-gnu"
+_BUSYBOX = Request("guests/busybox-static", ("busybox-static",), Archive.select)
+_UBOOT = Request("guests/u-boot-qemu", ("u-boot-qemu",), Archive.select)
+_MORE = Request("guests/programs", ("e2fsprogs", "pciutils"))
+REQUESTS = (_BUSYBOX, _UBOOT, _MORE)
 
 
 def kernel(series: str = "7", progress: Progress = quiet) -> Path:
@@ -66,10 +70,10 @@ def initrd(
     if programs:
         return _with_programs(initrd(series, full=full, progress=progress), programs, progress)
     guest_kernel = kernels.kernel(series, progress) if full else None
-    contents: list[object] = [(_DATA / name).read_bytes() for name in _SCRIPTS.values()]
+    contents: list[object] = [_BUSYBOX, *((_DATA / name).read_bytes() for name in _SCRIPTS.values())]
     if guest_kernel:
-        contents += [guest_kernel.manifest, GUEST_MODULES, _PROGRAMS, _PROGRAM_PACKAGES]
-    key = store.recipe_key(_APPLETS, _SCRIPTS, contents)
+        contents += [guest_kernel.manifest, GUEST_MODULES, _PROGRAMS, _MORE]
+    key = store.recipe_key(_APPLETS, _SETUP, _SCRIPTS, contents)
     name = f"guests/initrd-{series if full else 'small'}-{key}"
     return (
         store.build_once(name, lambda work: _build_initrd(work, guest_kernel, progress), progress)
@@ -79,7 +83,7 @@ def initrd(
 
 def uboot(progress: Progress = quiet) -> Path:
     """U-Boot for qemu-riscv64_smode, as a flat binary."""
-    return _package("u-boot-qemu", progress) / "usr/lib/u-boot/qemu-riscv64_smode/u-boot.bin"
+    return _unpacked(_UBOOT, progress) / "usr/lib/u-boot/qemu-riscv64_smode/u-boot.bin"
 
 
 def _with_programs(base: Path, programs: Path, progress: Progress) -> Path:
@@ -101,7 +105,8 @@ def _build_initrd(work: Path, guest_kernel: kernels.Kernel | None, progress: Pro
     fs.character_device("dev/console", 5, 1)
     for path, source in _SCRIPTS.items():
         fs.file(path, (_DATA / source).read_bytes(), 0o755)
-    fs.file("bin/busybox", (_package("busybox-static", progress) / "usr/bin/busybox").read_bytes(), 0o755)
+    fs.file(_SETUP, b"", 0o644)
+    fs.file("bin/busybox", (_unpacked(_BUSYBOX, progress) / "usr/bin/busybox").read_bytes(), 0o755)
     for applet in _APPLETS.split():
         fs.symlink(f"bin/{applet}", "busybox")
     if guest_kernel:
@@ -111,33 +116,23 @@ def _build_initrd(work: Path, guest_kernel: kernels.Kernel | None, progress: Pro
 
 
 def _add_programs(fs: Initramfs, progress: Progress) -> None:
-    with tempfile.TemporaryDirectory() as temp:
-        root = Path(temp, "root")
-        archive = Archive(Path(temp, "apt"), tools.SUITE, "riscv64")
-        archive.update()
-        packages = archive.resolve(_PROGRAM_PACKAGES)
-        unpack(archive.fetch(packages, Path(temp, "debs"), progress), root)
-        for source, targets in _PROGRAMS.items():
-            for target in targets:
-                fs.copy(root / source, target)
-        directory = root / "usr" / _LIBRARIES
-        for name in sorted(elf.libraries([root / path for path in _PROGRAMS], directory)):
-            fs.file(f"{_LIBRARIES}/{name}", (directory / name).read_bytes(), 0o755)
+    root = _unpacked(_MORE, progress)
+    for source, targets in _PROGRAMS.items():
+        for target in targets:
+            fs.copy(root / source, target)
+    directory = root / "usr" / _LIBRARIES
+    for name in sorted(elf.libraries([root / path for path in _PROGRAMS], directory)):
+        fs.file(f"{_LIBRARIES}/{name}", (directory / name).read_bytes(), 0o755)
 
 
-def _package(name: str, progress: Progress) -> Path:
-    """The unpacked files of one package of the guests' Debian release."""
+def _unpacked(request: Request, progress: Progress) -> Path:
+    """The unpacked files of these packages."""
 
     def build(work: Path) -> None:
-        require_commands()
         with store.scratch(work) as temp:
-            archive = Archive(temp / "apt", tools.SUITE, "riscv64")
-            archive.update()
-            packages = archive.select([name])
-            unpack(archive.fetch(packages, temp / "debs", progress), work)
+            debs, found = request.fetch(temp, progress)
+            unpack(debs, work)
             shutil.rmtree(work / "usr/share", ignore_errors=True)
-        store.write_json(
-            work / "manifest.json", {"suite": tools.SUITE, "packages": [p.manifest() for p in packages]}
-        )
+        store.write_json(work / "manifest.json", found)
 
-    return store.build_once(f"guests/{name}-{store.recipe_key(tools.SUITE, name)}", build, progress)
+    return store.build_once(f"{request.build}-{store.recipe_key(request)}", build, progress)

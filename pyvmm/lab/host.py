@@ -54,6 +54,7 @@ class Lab:
         self._runtime = store.runtime_dir()
         self._qemu = Qemu(self.kind, self._runtime)
         self._state_file = self._runtime / f"{self.kind.name}.json"
+        self._lock_file = self._runtime / f"{self.kind.name}.lock"
 
     def build(self, progress: Progress = quiet) -> dict[str, Any]:
         """Have all that a start needs in the cache; returns its manifest. Takes time only at first."""
@@ -72,21 +73,27 @@ class Lab:
                 self._start(progress)
 
     def stop(self) -> bool:
-        """End the host and all that runs in it; returns whether there was one."""
+        """End the host and all that runs in it, and remove its files; returns whether there was one."""
         with self._locked():
             state = self._state()
             if state:
                 self._connection(state).close()
             running = bool(self._qemu.identity()[1])
             self._qemu.stop()
-            self._state_file.unlink(missing_ok=True)
+            for path in (self._state_file, self._qemu.console, self._lock_file):
+                path.unlink(missing_ok=True)
         return running
 
     def status(self) -> dict[str, Any]:
-        """``running``, then ``pid``, ``port``, ``kernel``, ``connected``, ``warm``, ``uptime``."""
+        """``running``, then ``pid``, ``port``, ``kernel``, ``connected``, ``warm``, ``uptime``.
+
+        Of a host that does not run: ``starting``, whether it is being built or booted.
+        """
         state = self._state()
         found: dict[str, Any] = {"flavour": self.kind.name, "running": bool(state)}
-        if state:
+        if not state:
+            found["starting"] = store.is_locked(self._lock_file)
+        else:
             found.update({name: state[name] for name in ("pid", "port", "warm", "kernel")})
             found.update(
                 connected=self._connection(state).alive(), uptime=round(time.time() - state["started"])
@@ -166,9 +173,7 @@ class Lab:
         return self._qemu.console_text()
 
     def _locked(self, progress: Progress = quiet) -> AbstractContextManager[None]:
-        return store.locked(
-            self._runtime / f"{self.kind.name}.lock", lambda: progress("waiting for another start of the lab")
-        )
+        return store.locked(self._lock_file, lambda: progress("waiting for another start of the lab"))
 
     def _state(self) -> dict[str, Any] | None:
         """What start recorded, if that process is still the one that runs."""

@@ -11,7 +11,8 @@ from pyvmm.cpio import Initramfs
 from pyvmm.errors import HostError
 from pyvmm.lab import elf, store, tools
 from pyvmm.lab.kernels import HOST_MODULES, HOST_MODULES_ON_DEMAND, Kernel, kernel
-from pyvmm.lab.packages import Archive, require_commands, unpack
+from pyvmm.lab.packages import unpack
+from pyvmm.lab.pins import Request
 from pyvmm.lab.store import Progress, quiet
 
 _PACKAGES = (
@@ -24,6 +25,7 @@ _PACKAGES = (
     f"python{tools.PYTHON}-minimal",
     "virtiofsd",
 )
+REQUEST = Request("host", _PACKAGES)
 _LIBRARIES = "usr/lib/riscv64-linux-gnu"
 _STDLIB = f"usr/lib/python{tools.PYTHON}"
 _FILES = (
@@ -148,7 +150,7 @@ def image(series: str, progress: Progress = quiet) -> Image:
         _DIRECTORIES,
         scripts,
     )
-    key = store.recipe_key(_PACKAGES, *contents, host_kernel.manifest)
+    key = store.recipe_key(REQUEST, *contents, host_kernel.manifest)
     directory = store.build_once(f"host/{key}", lambda work: _build(work, host_kernel, progress), progress)
     return Image(directory, host_kernel)
 
@@ -164,13 +166,10 @@ def _host_kernel(series: str, progress: Progress) -> Kernel:
 
 
 def _build(work: Path, host_kernel: Kernel, progress: Progress) -> None:
-    require_commands()
     with store.scratch(work) as temp:
-        archive = Archive(temp / "apt", tools.SUITE, "riscv64")
-        archive.update()
-        packages = archive.resolve(_PACKAGES)
+        debs, found = REQUEST.fetch(temp, progress)
         root = temp / "root"
-        unpack(archive.fetch(packages, temp / "debs", progress), root)
+        unpack(debs, root)
         progress("building the lab host's root file system")
         _make_keys(work)
         _prune_stdlib(root / _STDLIB)
@@ -178,9 +177,7 @@ def _build(work: Path, host_kernel: Kernel, progress: Progress) -> None:
         archive_file = _assemble(root, work, host_kernel)
         _compress(archive_file.pack(), work / "initrd.zst")
     (work / "paths").write_text("".join(f"{path}\n" for path in archive_file.paths()))
-    store.write_json(
-        work / "manifest.json", {"suite": tools.SUITE, "packages": [p.manifest() for p in packages]}
-    )
+    store.write_json(work / "manifest.json", found)
 
 
 def _assemble(root: Path, work: Path, host_kernel: Kernel) -> Initramfs:

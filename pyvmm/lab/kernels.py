@@ -4,18 +4,21 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from pyvmm.errors import ConfigError, HostError
 from pyvmm.lab import modules, store
 from pyvmm.lab.modules import ModuleTree
-from pyvmm.lab.packages import Archive, Package, require_commands, unpack
+from pyvmm.lab.packages import Archive, Package, unpack
+from pyvmm.lab.pins import SUITE, Request
 from pyvmm.lab.store import Progress, quiet
 
 # Where to look for a series, in order. Suites that move daily are often past their date on a mirror.
-SUITES = {
+_SUITES = {
     "7": (("trixie-backports", True), ("sid", True), ("forky", True)),
-    "6.12": (("trixie", False),),
+    "6.12": ((SUITE, False),),
 }
 HOST_MODULES = (
     "kvm", "virtio_net", "virtio_rng", "9pnet_virtio", "9p", "tun", "vhost_net", "vhost_vsock", "loop",
@@ -55,55 +58,45 @@ def kernel(series: str, progress: Progress = quiet) -> Kernel:
 
     Raises ConfigError for another series, HostError when no suite can deliver it now.
     """
-    if series not in SUITES:
-        raise ConfigError(f"There is no kernel series {series!r}; there are {' and '.join(SUITES)}.")
-    key = store.recipe_key(SUITES[series], _KEPT_MODULES, modules.SOFT_DEPENDENCIES)
+    if series not in REQUESTS:
+        raise ConfigError(f"There is no kernel series {series!r}; there are {' and '.join(REQUESTS)}.")
+    key = store.recipe_key(REQUESTS[series], _KEPT_MODULES, modules.SOFT_DEPENDENCIES)
     return Kernel(
         store.build_once(f"kernels/{series}-{key}", lambda work: _build(series, work, progress), progress)
     )
 
 
-def _build(series: str, work: Path, progress: Progress) -> None:
-    require_commands()
-    failures: list[str] = []
-    for suite, expired_ok in SUITES[series]:
-        try:
-            with store.scratch(work) as temp:
-                archive = Archive(temp / "apt", suite, "riscv64", expired_ok=expired_ok)
-                return _build_from(archive, series, temp, work, progress)
-        except HostError as e:
-            failures.append(str(e))
-            progress(str(e))
-    raise HostError(f"No suite can deliver Linux {series} for riscv64. {failures[-1]}")
-
-
-def _build_from(archive: Archive, series: str, temp: Path, work: Path, progress: Progress) -> None:
-    archive.update()
-    packages = _packages(archive)
+def _packages(series: str, archive: Archive, names: Sequence[str]) -> list[Package]:
+    """What the metapackage leads to, as far as it is kernel and modules: one package or several."""
+    found: list[str] = []
+    todo = list(names)
+    while todo:
+        name = todo.pop()
+        if name not in found:
+            found.append(name)
+            todo += [other for other in archive.depends(name) if other.startswith(_PARTS)]
+    packages = archive.select(found)
     version = packages[0].version
     if not version.startswith(f"{series}."):
         raise HostError(f"Debian's {archive.suite} has Linux {version}, not {series}.")
-    root = temp / "root"
-    unpack(archive.fetch(packages, temp / "debs", progress), root)
-    release = next((root / "usr/lib/modules").iterdir()).name
-    shutil.copyfile(_image(root, release), work / "Image")
-    _keep_modules(root / "usr/lib/modules" / release, work / "modules")
-    store.write_json(
-        work / "manifest.json",
-        {"release": release, "suite": archive.suite, "packages": [p.manifest() for p in packages]},
-    )
+    return packages
 
 
-def _packages(archive: Archive) -> list[Package]:
-    """What the metapackage leads to, as far as it is kernel and modules: one package or several."""
-    names: list[str] = []
-    todo = ["linux-image-riscv64"]
-    while todo:
-        name = todo.pop()
-        if name not in names:
-            names.append(name)
-            todo += [other for other in archive.depends(name) if other.startswith(_PARTS)]
-    return archive.select(names)
+REQUESTS = {
+    series: Request(f"kernels/{series}", ("linux-image-riscv64",), partial(_packages, series), suites=suites)
+    for series, suites in _SUITES.items()
+}
+
+
+def _build(series: str, work: Path, progress: Progress) -> None:
+    with store.scratch(work) as temp:
+        debs, found = REQUESTS[series].fetch(temp, progress)
+        root = temp / "root"
+        unpack(debs, root)
+        release = next((root / "usr/lib/modules").iterdir()).name
+        shutil.copyfile(_image(root, release), work / "Image")
+        _keep_modules(root / "usr/lib/modules" / release, work / "modules")
+    store.write_json(work / "manifest.json", {"release": release, **found})
 
 
 def _image(root: Path, release: str) -> Path:

@@ -9,14 +9,13 @@ and unpacked.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pyvmm.errors import ConfigError, HostError
@@ -27,20 +26,25 @@ _KEYRINGS = (
     "/usr/share/keyrings/debian-archive-keyring.gpg",
     "/usr/share/keyrings/debian-archive-keyring.pgp",
 )
+_APT_HELPER = "/usr/lib/apt/apt-helper"  # part of apt, in no PATH
+_PACKAGE_FIELDS = ("Package", "Version", "Architecture", "Filename", "SHA256")
+_INSTALLED = re.compile(r"^Inst (\S+) \((\S+) ", re.MULTILINE)
+_FIELDS = re.compile(r"^([A-Z][\w-]*): (.*)$", re.MULTILINE)
 # The machine's settings that decide how a mirror is reached are kept, all others are not ours.
 _KEPT_SETTINGS = re.compile(r"^Acquire::(https?|socks|Retries|ForceIPv[46]|Connect)\b.*[^:] \".+\";$")
 
 
 class Package:
-    """One binary package in one version; ``sha256`` is known once it was downloaded."""
+    """One binary package in one version; ``path`` is its file's, relative to the mirror."""
 
-    __slots__ = ("architecture", "name", "sha256", "version")
+    __slots__ = ("architecture", "name", "path", "sha256", "version")
 
-    def __init__(self, name: str, version: str, architecture: str) -> None:
+    def __init__(self, name: str, version: str, architecture: str, path: str, sha256: str) -> None:
         self.name = name
         self.version = version
         self.architecture = architecture
-        self.sha256 = ""
+        self.path = path
+        self.sha256 = sha256
 
     def __repr__(self) -> str:
         return f"Package({self.name}={self.version}:{self.architecture})"
@@ -51,13 +55,8 @@ class Package:
         return f"{self.name}_{self.version.replace(':', '%3a')}_{self.architecture}.deb"
 
     def manifest(self) -> dict[str, str]:
-        """What the manifest of a build says about it."""
-        return {
-            "name": self.name,
-            "version": self.version,
-            "architecture": self.architecture,
-            "sha256": self.sha256,
-        }
+        """What manifests and pins say about it: what it is made from again."""
+        return {name: getattr(self, name) for name in ("name", "version", "architecture", "path", "sha256")}
 
 
 def require_commands() -> None:
@@ -118,7 +117,7 @@ def _codename() -> str:
 
 
 class Archive:
-    """One suite of the Debian archive for one architecture.
+    """One suite of the Debian archive for one architecture; ``directory`` is for apt's own files.
 
     ``expired_ok`` accepts a Release file past its date (its signature is checked all the same).
     """
@@ -126,86 +125,105 @@ class Archive:
     def __init__(self, directory: Path, suite: str, architecture: str, *, expired_ok: bool = False) -> None:
         self.suite = suite
         self.architecture = architecture
-        self._environment = {**os.environ, "APT_CONFIG": str(directory / "apt.conf"), "LC_ALL": "C.UTF-8"}
-        self._configure(directory, expired_ok)
+        self._environment = _configure(directory, architecture, expired_ok=expired_ok)
+        (directory / "etc/sources.list.d/lab.sources").write_text(
+            f"Types: deb\nURIs: {mirror()}\nSuites: {suite}\nComponents: main\nSigned-By: {keyring()}\n"
+        )
 
     def update(self) -> None:
         """Fetch and verify the suite's index. Raises HostError with apt's first complaint."""
-        self._apt("-o", "APT::Update::Error-Mode=any", "update")
+        self._run("apt-get", "-o", "APT::Update::Error-Mode=any", "update")
 
     def resolve(self, names: Sequence[str]) -> list[Package]:
         """The named packages and all they depend on, in the archive's newest versions."""
-        out = self._apt("install", "-qq", "--simulate", *names)
-        found = re.findall(r"^Inst (\S+) \((\S+) .*\[(\w+)\]\)", out, re.MULTILINE)
-        return [Package(*match) for match in found]
+        out = self._run("apt-get", "install", "-qq", "--simulate", *names)
+        return self.select([f"{name}={version}" for name, version in _INSTALLED.findall(out)])
 
-    def select(self, names: Iterable[str]) -> list[Package]:
-        """Just the named packages, in the archive's newest versions."""
-        return [self._newest(name) for name in names]
+    def select(self, names: Sequence[str]) -> list[Package]:
+        """Just the named packages (``NAME`` or ``NAME=VERSION``), in the archive's newest versions."""
+        return [Package(*(fields[field] for field in _PACKAGE_FIELDS)) for fields in self._show(names)]
 
     def depends(self, name: str) -> list[str]:
         """Names that ``name`` depends on directly (every alternative of an or-group)."""
-        field = self._show(name).get("Depends", "")
+        field = self._show([name])[0].get("Depends", "")
         return [word.split()[0].split(":")[0] for word in re.split(r"[,|]", field) if word.strip()]
 
     def fetch(self, packages: Sequence[Package], directory: Path, progress: Progress = quiet) -> list[Path]:
         """Download ``packages`` into ``directory``; apt checks each against the signed index."""
         directory.mkdir(parents=True, exist_ok=True)
-        what = f"downloading {len(packages)} packages ({self.suite}, {self.architecture})"
-        progress(what)
         wanted = [f"{p.name}:{p.architecture}={p.version}" for p in packages]
-        with slow_progress(what, progress) as descriptor:
+        with slow_progress(f"downloading {len(packages)} packages ({self.suite})", progress) as descriptor:
             status = ("-o", f"APT::Status-Fd={descriptor}")
-            self._apt("download", "-qq", *status, *wanted, cwd=directory, keep=descriptor)
-        paths = [directory / p.filename for p in packages]
-        for package, path in zip(packages, paths, strict=True):
-            package.sha256 = _sha256(path)
-        return paths
+            self._run("apt-get", "download", "-qq", *status, *wanted, cwd=directory, keep=descriptor)
+        return [directory / p.filename for p in packages]
 
-    def _newest(self, name: str) -> Package:
-        fields = self._show(name)
-        return Package(name, fields["Version"], fields["Architecture"])
+    def _show(self, names: Sequence[str]) -> list[dict[str, str]]:
+        out = self._run("apt-cache", "show", "--no-all-versions", *names)
+        return [dict(_FIELDS.findall(entry)) for entry in out.strip().split("\n\n")]
 
-    def _show(self, name: str) -> dict[str, str]:
-        out = self._run(["apt-cache", "show", "--no-all-versions", name])
-        return dict(re.findall(r"^([A-Z][\w-]*): (.*)$", out, re.MULTILINE))
+    def _run(self, *command: str, cwd: Path | None = None, keep: int | None = None) -> str:
+        try:
+            return _run(command, self._environment, cwd, keep)
+        except HostError as e:
+            raise HostError(f"Debian's {self.suite} ({self.architecture}) cannot be used now: {e}.") from None
 
-    def _apt(self, *arguments: str, cwd: Path | None = None, keep: int | None = None) -> str:
-        return self._run(["apt-get", *arguments], cwd, keep)
 
-    def _run(self, command: list[str], cwd: Path | None = None, keep: int | None = None) -> str:
-        done = subprocess.run(
-            command,
-            env=self._environment,
-            cwd=cwd,
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            check=False,
-            pass_fds=() if keep is None else (keep,),
-        )
-        if done.returncode:
-            raise HostError(
-                f"Debian's {self.suite} ({self.architecture}) cannot be used now: {complaint(done.stderr)}."
-            )
-        return done.stdout
+def download(
+    packages: Sequence[Package], suite: str, scratch: Path, progress: Progress = quiet
+) -> list[Path]:
+    """Download exactly these packages from the mirror's pool, each checked by its SHA-256, without an index.
 
-    def _configure(self, directory: Path, expired_ok: bool) -> None:
-        directory = directory.absolute()
-        for part in (
-            "etc/apt.conf.d",
-            "etc/preferences.d",
-            "etc/sources.list.d",
-            "lists/partial",
-            "cache/archives/partial",
-        ):
-            (directory / part).mkdir(parents=True, exist_ok=True)
-        (directory / "status").touch()
-        (directory / "etc/sources.list").touch()
-        (directory / "etc/sources.list.d/lab.sources").write_text(
-            f"Types: deb\nURIs: {mirror()}\nSuites: {self.suite}\nComponents: main\nSigned-By: {keyring()}\n"
-        )
-        (directory / "apt.conf").write_text(_apt_conf(directory, self.architecture, expired_ok))
+    They land below ``scratch``. Raises HostError with apt's first complaint when one of them cannot be had.
+    """
+    environment = _configure(scratch / "apt", packages[0].architecture)
+    directory = scratch / "debs"
+    directory.mkdir(parents=True, exist_ok=True)
+    paths = [directory / p.filename for p in packages]
+    base = mirror()
+    files = [
+        word
+        for package, path in zip(packages, paths, strict=True)
+        for word in (f"{base}/{package.path}", str(path), f"SHA256:{package.sha256}")
+    ]
+    with slow_progress(f"downloading {len(packages)} packages ({suite})", progress) as descriptor:
+        status = ("-o", f"APT::Status-Fd={descriptor}")
+        _run((_APT_HELPER, *status, "download-file", *files), environment, keep=descriptor)
+    return paths
+
+
+def _run(
+    command: Sequence[str], environment: Mapping[str, str], cwd: Path | None = None, keep: int | None = None
+) -> str:
+    done = subprocess.run(
+        command,
+        env=environment,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        check=False,
+        pass_fds=() if keep is None else (keep,),
+    )
+    if done.returncode:
+        raise HostError(complaint(done.stderr))
+    return done.stdout
+
+
+def _configure(directory: Path, architecture: str, *, expired_ok: bool = False) -> dict[str, str]:
+    """Make a private configuration of apt, with no sources yet; returns the environment that selects it."""
+    directory = directory.absolute()
+    for part in (
+        "etc/apt.conf.d",
+        "etc/preferences.d",
+        "etc/sources.list.d",
+        "lists/partial",
+        "cache/archives/partial",
+    ):
+        (directory / part).mkdir(parents=True, exist_ok=True)
+    (directory / "status").touch()
+    (directory / "etc/sources.list").touch()
+    (directory / "apt.conf").write_text(_apt_conf(directory, architecture, expired_ok))
+    return {**os.environ, "APT_CONFIG": str(directory / "apt.conf"), "LC_ALL": "C.UTF-8"}
 
 
 def _apt_conf(directory: Path, architecture: str, expired_ok: bool) -> str:
@@ -244,7 +262,11 @@ def complaint(stderr: str) -> str:
 
 @contextlib.contextmanager
 def slow_progress(what: str, progress: Progress, interval: float = 10.0) -> Iterator[int]:
-    """A descriptor for apt's status lines; ``progress`` hears every ``interval`` seconds how far it is."""
+    """A descriptor for apt's status lines; ``progress`` hears ``what`` is done, and regularly how far it is.
+
+    ``interval`` is in seconds.
+    """
+    progress(what)
     reader, writer = os.pipe()
     thread = threading.Thread(target=_report, args=(reader, what, progress, interval))
     thread.start()
@@ -293,8 +315,3 @@ def _unpack_one(deb: Path, root: Path) -> None:
         raise HostError(
             f"The package {deb.name} cannot be unpacked: {done.stderr.strip() or 'dpkg-deb failed'}."
         )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -23,6 +23,8 @@ from pyvmm.lab import store, tools
 from pyvmm.lab.agent import READY
 from pyvmm.lab.image import Image
 
+MEMORY = 4 << 30
+"""Bytes of memory that a host has, of which it takes what it uses."""
 _COLD_BOOT_LIMIT = 180.0  # seconds; a cold boot takes about 7 on a two-core machine of 2023
 _POLL = 0.05
 _MONITOR_LIMIT = 60.0  # seconds for one answer of the monitor
@@ -179,7 +181,7 @@ class Qemu:
             "-L", str(root / "usr/share/qemu"),
             "-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none", "-no-reboot",
             "-machine", self.kind.machine, "-cpu", self.kind.cpu,
-            *self.kind.execution, "-m", "4G",
+            *self.kind.execution, "-m", f"{MEMORY >> 30}G",
             "-bios", str(root / "usr/lib/riscv64-linux-gnu/opensbi/generic/fw_dynamic.bin"),
             "-kernel", str(image.kernel.image), "-initrd", str(image.initrd),
             "-append", f"console=ttyS0 quiet panic=-1 lab.idle={idle}",

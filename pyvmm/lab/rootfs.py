@@ -17,7 +17,7 @@ from types import MappingProxyType
 from pyvmm.errors import HostError
 from pyvmm.lab import store, tools
 from pyvmm.lab.accounts import Accounts
-from pyvmm.lab.packages import Archive, require_commands
+from pyvmm.lab.pins import SUITE, Request
 from pyvmm.lab.store import Progress, quiet
 from pyvmm.lab.tartree import TarTree, members
 
@@ -27,6 +27,7 @@ _PACKAGES = """
     apt debian-archive-keyring e2fsprogs iproute2 iputils-ping kmod less libpam-modules libpam-runtime login
     dbus mawk mount netbase passwd pciutils procps python3 systemd-sysv udev
 """
+REQUEST = Request("rootfs", _PACKAGES.split())
 _LEFT_OUT = (
     "usr/share/doc", "usr/share/info", "usr/share/lintian", "usr/share/locale", "usr/share/man",
     "usr/share/zoneinfo", "usr/lib/systemd/boot", "usr/lib/udev/hwdb.d",
@@ -63,7 +64,7 @@ _FILES = {
     "etc/systemd/network/80-dhcp.network": "[Match]\nType=ether\n\n[Network]\nDHCP=ipv4\n",
     "etc/apt/sources.list.d/debian.sources": (
         "Types: deb\nURIs: http://deb.debian.org/debian\n"
-        f"Suites: {tools.SUITE}\nComponents: main\n"
+        f"Suites: {SUITE}\nComponents: main\n"
         "Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg\n"
     ),
     "root/.hushlogin": "",
@@ -96,8 +97,7 @@ _SHADOW_GROUP = 42
 def image(progress: Progress = quiet) -> Path:
     """The disk image: ext4 without partitions, 140 of 640 MB written. Copy it: guests must not change it."""
     key = store.recipe_key(
-        tools.SUITE,
-        _PACKAGES,
+        REQUEST,
         _LEFT_OUT,
         _SIZE,
         _OPTIONS,
@@ -112,21 +112,15 @@ def image(progress: Progress = quiet) -> Path:
 
 
 def _build(work: Path, progress: Progress) -> None:
-    require_commands()
     with store.scratch(work) as temp:
-        archive = Archive(temp / "apt", tools.SUITE, "riscv64")
-        archive.update()
-        packages = archive.resolve(_PACKAGES.split())
-        debs = archive.fetch(packages, temp / "debs", progress)
+        debs, found = REQUEST.fetch(temp, progress)
         progress("building the Debian root file system")
         tree = TarTree(_LEFT_OUT)
         _install(tree, debs)
         _configure(tree)
         tree.write(temp / "root.tar")
         _make_file_system(temp / "root.tar", work / "debian.img", progress)
-    store.write_json(
-        work / "manifest.json", {"suite": tools.SUITE, "packages": [p.manifest() for p in packages]}
-    )
+    store.write_json(work / "manifest.json", found)
 
 
 def _install(tree: TarTree, debs: Sequence[Path]) -> None:

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from pyvmm.errors import ConfigError
 from pyvmm.lab import store
-from pyvmm.lab.packages import Archive, require_commands, unpack
+from pyvmm.lab.packages import unpack
+from pyvmm.lab.pins import Request
 from pyvmm.lab.store import Progress, quiet
 
-SUITE = "trixie"
-PYTHON = "3.13"  # what SUITE has, in the lab host too: byte code made by the one runs in the other
+PYTHON = "3.13"  # what pins.SUITE has, in the lab host too: byte code made by the one runs in the other
 _LIBRARIES = "usr/lib/x86_64-linux-gnu"
 
 # Groups are fetched on first use: a user who only runs guests never downloads those that only tests need.
@@ -33,6 +33,7 @@ _GROUPS = {
     "qemu-user": ("qemu-user",),
     "e2fsprogs": ("e2fsprogs", "libarchive13t64"),  # the library, which reads tar, is only recommended
 }
+REQUESTS = {name: Request(f"tools/{name}", names, architecture="amd64") for name, names in _GROUPS.items()}
 _STATIC = ("qemu-user",)  # groups whose programs bring no loader, since they need none
 _PROGRAMS = {
     "qemu-system-riscv64": "host",
@@ -70,7 +71,7 @@ def command(program: str, progress: Progress = quiet) -> list[str]:
 
 def group(name: str, progress: Progress = quiet) -> Path:
     """The root directory of one group of tools, built on first use; its manifest lies beside the root."""
-    key = store.recipe_key(SUITE, _GROUPS[name])
+    key = store.recipe_key(REQUESTS[name])
     return (
         store.build_once(f"tools/{name}-{key}", lambda work: _build(name, work, progress), progress) / "root"
     )
@@ -89,10 +90,7 @@ def qemu_environment() -> dict[str, str]:
 def _build(name: str, work: Path, progress: Progress) -> None:
     if platform.machine() != "x86_64":
         raise ConfigError(f"The lab runs on amd64 machines; this one is {platform.machine()}.")
-    require_commands()
     with store.scratch(work) as temp:
-        archive = Archive(temp / "apt", SUITE, "amd64")
-        archive.update()
-        packages = archive.resolve(_GROUPS[name])
-        unpack(archive.fetch(packages, temp / "debs", progress), work / "root")
-    store.write_json(work / "manifest.json", {"suite": SUITE, "packages": [p.manifest() for p in packages]})
+        debs, found = REQUESTS[name].fetch(temp, progress)
+        unpack(debs, work / "root")
+    store.write_json(work / "manifest.json", found)

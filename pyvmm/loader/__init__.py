@@ -204,7 +204,8 @@ def _check_combination(kernel: str | None, initrd: str | None, firmware: str | N
         )
     if kernel is not None and firmware is not None:
         raise ConfigError(
-            "Firmware cannot be told of a kernel in memory; give --kernel alone, or --firmware alone."
+            f"Firmware loads its own kernel, from a disk: leave out --firmware {firmware}, or the kernel "
+            f"{kernel}."
         )
     if initrd is not None and kernel is None:
         raise ConfigError("An initrd goes with a kernel; leave out --initrd, or give --kernel.")

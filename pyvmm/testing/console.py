@@ -18,9 +18,7 @@ try:
 except ImportError as error:
     from pyvmm.errors import ConfigError
 
-    raise ConfigError(
-        "The fixture console needs pexpect: install it with pip install 'pyvmm-riscv[test]'."
-    ) from error
+    raise ConfigError("The fixture console needs pexpect: install it with pip install pexpect.") from error
 
 WINDOW = 16384
 """Characters that a pattern is searched in: no match can be longer."""

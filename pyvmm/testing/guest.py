@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from pyvmm.guest import client
 from pyvmm.guest.protocol import GuestGone
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from pyvmm.testing.vm import Vm
 
 _POLL = 0.2
+_T = TypeVar("_T")
 
 
 class Result:
@@ -48,9 +48,8 @@ class GuestChannel:
         """Wait until the agent in the guest answers."""
         __tracebackhide__ = True
         limit = self._vm.limit(timeout)
-        with self._awaiting("the guest's agent", limit):
-            self._connected().wait_ready(limit)
-            self._vm.is_ready()
+        self._await("the guest's agent", limit, lambda guest: guest.wait_ready(limit))
+        self._vm.is_ready()
 
     def run(
         self,
@@ -66,8 +65,11 @@ class GuestChannel:
         self.wait_ready()
         limit = self._vm.limit(timeout)
         data = input.encode() if isinstance(input, str) else input
-        with self._awaiting(f"the end of {command!r}", limit):
-            done = self._connected().run(command, input=data, env=env, cwd=cwd, timeout=limit)
+        done = self._await(
+            f"the end of {command!r}",
+            limit,
+            lambda guest: guest.run(command, input=data, env=env, cwd=cwd, timeout=limit),
+        )
         return Result(done)
 
     def check(
@@ -98,16 +100,20 @@ class GuestChannel:
         __tracebackhide__ = True
         self.wait_ready()
         limit = self._vm.limit(timeout)
-        with self._awaiting(f"the copying to {target}", limit):
-            self._connected().put(source, target, mode=mode, timeout=limit)
+        self._await(
+            f"the copying to {target}",
+            limit,
+            lambda guest: guest.put(source, target, mode=mode, timeout=limit),
+        )
 
     def get(self, source: str, target: str | Path | None = None, *, timeout: float | None = None) -> bytes:
         """The content of a file in the guest, or nothing once it was written to ``target`` here."""
         __tracebackhide__ = True
         self.wait_ready()
         limit = self._vm.limit(timeout)
-        with self._awaiting(f"the copying of {source}", limit):
-            return self._connected().get(source, target, timeout=limit)
+        return self._await(
+            f"the copying of {source}", limit, lambda guest: guest.get(source, target, timeout=limit)
+        )
 
     def wait_for(self, command: str | Sequence[str], *, timeout: float | None = None) -> Result:
         """Run a command again and again until its status is 0."""
@@ -132,8 +138,7 @@ class GuestChannel:
         """Have the agent power the guest off, its disks synchronised. Does not wait: ``vm.wait()`` does."""
         __tracebackhide__ = True
         self.wait_ready()
-        with self._awaiting("the power-off", None):
-            self._connected().power_off()
+        self._await("the power-off", None, lambda guest: guest.power_off())
 
     def interrupt(self) -> None:
         """The guest is gone or panicked: whoever waits for it stops doing so. From any thread."""
@@ -152,14 +157,14 @@ class GuestChannel:
                 self.interrupt()
         return self._client
 
-    @contextlib.contextmanager
-    def _awaiting(self, what: str, limit: float | None) -> Iterator[None]:
+    def _await(self, what: str, limit: float | None, ask: Callable[[client.Guest], _T]) -> _T:
+        """What ``ask`` gives; what went wrong meanwhile is raised as the tests' errors."""
         __tracebackhide__ = True
         started = time.monotonic()
         if self._vm.lost:
             raise self._vm.fatal(what, 0.0)
         try:
-            yield
+            return ask(self._connected())
         except NoAnswer as error:
             raise GuestTimeout(str(error), awaited=what, waited=limit, tail=self._vm.log.tail()) from None
         except GuestGone as error:

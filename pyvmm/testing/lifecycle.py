@@ -54,7 +54,7 @@ class Factory:
             self._session.finish(vm)
             if vm.log.panic.seen and vm.panic_ends():
                 panicked = vm
-            if self._traced:
+            if self._traced and not incomplete:
                 incomplete = next((line for line in vm.said() if _LOST_LINES in line), "")
         failed = self._node.stash.get(_FAILED, False)
         if isinstance(self._node, pytest.Collector):

@@ -20,7 +20,8 @@ def check(node: pytest.Item | pytest.Collector) -> None:
             try:
                 _check(mark)
             except ConfigError as error:
-                pytest.fail(f"@pytest.mark.{mark.name} of {node.name}: {error}", pytrace=False)
+                sentence = f"@pytest.mark.{mark.name} of {node.name}: {error}"
+                raise pytest.fail.Exception(sentence, pytrace=False) from None
 
 
 def _check(mark: pytest.Mark) -> None:

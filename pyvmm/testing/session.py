@@ -157,13 +157,15 @@ def of(config: pytest.Config) -> Session:
 
 
 def with_program(config: GuestConfig) -> GuestConfig:
-    """``config`` with Debian's kernel and a small initramfs, when it names nothing to run."""
+    """``config`` with Debian's kernel, and what its devices need, when it names nothing to run."""
     if config.kernel is not None or config.firmware is not None:
         return config
-    from pyvmm.lab import guests
+    from pyvmm.cli import debian
+    from pyvmm.cli.in_lab import no_progress
 
-    initrd = config.initrd or str(guests.initrd())
-    return config.replace(kernel=str(guests.kernel()), initrd=initrd)
+    values = config.values()
+    debian.add(values, no_progress)
+    return GuestConfig(**values)
 
 
 def marked(base: GuestConfig, node: pytest.Item | pytest.Collector) -> GuestConfig:

@@ -96,8 +96,11 @@ class FakeMachine:
             raise MachineError("the guest has no power key")
         self._poweroff("power-key")
 
-    def sysrq(self, key: str) -> None:
+    def sysrq(self, key: str, taken=lambda: None) -> None:
+        if self.config.console == "none":
+            raise MachineError("the guest has no console")
         self.calls.append(("sysrq", key))
+        self._type(taken)
         if key == "o":
             self._poweroff("sysrq")
 
@@ -128,6 +131,9 @@ class FakeMachine:
 
     def send_input(self, data: bytes, taken=lambda: None) -> None:
         self.typed.append(data)
+        self._type(taken)
+
+    def _type(self, taken) -> None:
         if self.reads_input:
             taken()
         else:

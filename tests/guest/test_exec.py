@@ -99,6 +99,33 @@ def test_interrupt_goes_to_the_command_first(start_exec):
     assert (process.returncode, out) == (9, b"caught\n")
 
 
+# With devices
+
+
+def test_devices_have_their_drivers_before_the_command(run_exec, tmp_path):
+    (tmp_path / "file").write_text("of the host\n")
+    script = "head -c 8 /dev/hwrng | wc -c; mount -t 9p src /mnt && cat /mnt/file; "
+    script += "ip route | grep -c default; hostname; cat /proc/sys/kernel/sysrq /proc/1/comm"
+    out = b"8\nof the host\n1\nguest\n1\npyvmm-init\n"
+    devices = ["--rng", "-n", "user", f"--9p={tmp_path},src"]
+    assert run_exec(*devices, "--", "sh", "-c", script) == (0, out, "")
+
+
+def test_disk_without_a_file_system_is_told_and_125(run_exec, tmp_path):
+    (tmp_path / "empty.img").write_bytes(bytes(MIB))
+    code, out, err = run_exec(f"--disk={tmp_path}/empty.img", "--", "true")
+    assert (code, out) == (125, b"")
+    assert "init: /dev/vda has no ext4 file system to be the root" in err
+    assert err.splitlines()[-1] == "pyvmm: the guest powered off, and the command had not ended"
+
+
+@pytest.mark.long
+def test_root_that_never_appears_is_told_and_125(run_exec):
+    code, out, err = run_exec("--rng", "-p", "root=/dev/vda", "--", "true")
+    assert (code, out) == (125, b"")
+    assert "init: there is no /dev/vda to be the root" in err
+
+
 # Whatever the guest starts from
 
 
@@ -115,9 +142,19 @@ def test_initramfs_of_the_users_is_used_however_it_is_compressed(run_exec, tmp_p
     initrd = tmp_path / "initrd"
     initrd.write_bytes(compress(guests.initrd(kernel).read_bytes()))
     machine = [f"--kernel={guests.kernel(kernel)}", f"--initrd={initrd}"]
-    # Its own init has been there: it gave the guest its name.
-    script = "until grep -q guest /proc/sys/kernel/hostname; do usleep 10000; done; cat /proc/1/comm"
-    assert run_exec(*machine, "--", "sh", "-c", script) == (0, b"init\n", "")
+    # Its own init is done: it gave the guest its name.
+    words = ["cat", "/proc/sys/kernel/hostname", "/proc/1/comm"]
+    assert run_exec(*machine, "--", *words) == (0, b"guest\ninit\n", "")
+
+
+def test_first_command_waits_for_the_mounts_of_an_init_that_tells_nothing(run_exec, tmp_path):
+    from pyvmm.lab import guests
+
+    initrd = tmp_path / "initrd"
+    initrd.write_bytes(guests.initrd().read_bytes().replace(b"pyvmm-setup\0", b"other-setup\0"))
+    machine = [f"--kernel={guests.kernel()}", f"--initrd={initrd}"]
+    script = "cat </dev/null && ls -d /sys/class && cat /proc/1/comm"
+    assert run_exec(*machine, "--", "sh", "-c", script) == (0, b"/sys/class\ninit\n", "")
 
 
 @pytest.fixture

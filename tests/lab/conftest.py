@@ -3,24 +3,22 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
-from pyvmm.lab import host
+from pyvmm.lab import host, store
 
 
 @pytest.fixture(scope="session")
 def own_runtime(tmp_path_factory):
-    """A runtime directory that no other host of this user is known in; nothing of it runs afterwards."""
-    before = os.environ.get("XDG_RUNTIME_DIR")
-    os.environ["XDG_RUNTIME_DIR"] = str(tmp_path_factory.mktemp("run"))
-    yield
-    host.stop_all()
-    if before is None:
-        del os.environ["XDG_RUNTIME_DIR"]
-    else:
-        os.environ["XDG_RUNTIME_DIR"] = before
+    """A runtime directory that no other host of this user is known in; nothing of it runs afterwards.
+
+    The cache stays the user's for a pytest inside pytest too, whose HOME pytester moves.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))
+        patch.setenv("XDG_CACHE_HOME", str(store.cache_dir().parent))
+        yield
+        host.stop_all()
 
 
 @pytest.fixture

@@ -230,6 +230,22 @@ def test_reset_starts_the_guest_anew_whatever_state_it_is_in(run, paused):
     assert seen[-2:] == ["rebooting", "rebooted"]
 
 
+def test_guest_kept_after_its_panic_is_panicked_until_it_is_reset(run):
+    panicked = threading.Event()
+    it = run([*prints(b"---[ end Kernel panic - not syncing: x ]---\n"), idle], on_panic="wait")
+    it.machine.subscribe(lambda event: panicked.set() if event["event"] == "panic" else None)
+    it.start()
+    happens(panicked)
+    assert it.machine.state == "panicked"
+    in_time(it.machine.pause)
+    assert it.machine.state == "paused"
+    in_time(it.machine.resume)
+    assert it.machine.state == "panicked"
+    it.kernel.scripts = {0: [idle]}
+    in_time(it.machine.reset)
+    assert it.machine.state == "running"
+
+
 def test_reset_restarts_even_when_the_guests_own_reboots_end_the_run(run):
     it = run(on_reboot="exit")
     ticking(it)

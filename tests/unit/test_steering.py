@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What can be asked of a running machine, on a fake KVM. Pausing has a file of its own."""
 
+from queue import SimpleQueue
+
 import pytest
 from fakes.guests import IER, idle
 from fakes.kernel import call, mmio_read, mmio_write
-from fakes.threads import in_time
+from fakes.threads import PATIENCE, in_time
 
 from pyvmm import layout
 from pyvmm.devices.virtio import bits
@@ -74,7 +76,7 @@ def test_balloon_is_asked_for_and_shown(idler):
     it = idler(balloon=True)
     it.machine.set_balloon(1 << 20)
     assert it.machine.balloon() == {"wanted": 1 << 20, "actual": 0, "statistics": {}}
-    with pytest.raises(MachineError, match=f"from 0 to {16 << 20} bytes"):
+    with pytest.raises(MachineError, match=r"take from 0 to 16M from this guest, not 16388K\."):
         it.machine.set_balloon((16 << 20) + 4096)
 
 
@@ -111,18 +113,47 @@ def test_trace_names_the_power_keys_registers_from_the_first_access_on(idler):
     assert [line.split()[3] for line in it.trace] == ["power.STATUS", "power.MAGIC_VALUE"]
 
 
-def test_sysrq_is_a_break_and_the_key(idler):
-    ier = mmio_write(layout.UART_BASE + 1, 1, 1)
-    it = idler(ier)
+@pytest.fixture
+def typist(idler):
+    """A machine, and what its serial port was given so far."""
+    it = idler(mmio_write(layout.UART_BASE + 1, 1, 1))
     taken = []
-    board = it.machine._board
-    receive, board._uart.receive = board._uart.receive, lambda data: (taken.append(data), receive(data))[1]
-    send_break = board._uart.send_break
-    board._uart.send_break = lambda: (taken.append("break"), send_break())[1]
+    uart = it.machine._board._uart
+    receive, uart.receive = uart.receive, lambda data: (taken.append(data), receive(data))[1]
+    send_break, uart.send_break = uart.send_break, lambda: (taken.append("break"), send_break())[1]
+    return it, taken
+
+
+def test_sysrq_is_a_break_and_the_key(typist):
+    it, taken = typist
     it.machine.sysrq("b")
     while b"b" not in taken:
         in_time(it.machine.registers)
     assert taken.index("break") < taken.index(b"b")
+
+
+def test_nothing_that_others_type_comes_between_a_break_and_its_key(typist, monkeypatch):
+    it, taken = typist
+    call_soon = it.machine._loop.call_soon
+
+    def while_somebody_types(callback):
+        call_soon(callback)
+        call_soon(lambda: it.machine._input._insert(b"x"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(it.machine._loop, "call_soon", while_somebody_types)
+        it.machine.sysrq("b")
+    while b"b" not in taken:
+        in_time(it.machine.registers)
+    assert taken[taken.index(b"b") - 1] == "break"
+
+
+def test_sysrq_is_taken_when_the_guest_has_its_key(typist):
+    it, taken = typist
+    it.machine._board._uart.receive = lambda data: (taken.append(data), len(data))[1]
+    had = SimpleQueue()
+    it.machine.sysrq("b", lambda: had.put(list(taken)))
+    assert had.get(timeout=PATIENCE)[-1] == b"b"
 
 
 def test_sysrq_needs_a_console_with_a_break(idler):

@@ -57,6 +57,7 @@ STATISTICS = (
     "direct_reclaims",
 )
 _LARGEST_STATISTICS = 64 * _STATISTIC.size
+_MOST_WAITING = 16  # for fresh statistics
 
 
 class Balloon(VirtioDevice):
@@ -140,14 +141,18 @@ class Balloon(VirtioDevice):
         """Ask the guest for fresh statistics and hand them to ``callback``; False when no driver can answer.
 
         ``callback`` runs on the loop's thread with the lock held, so it may only take note. When the driver
-        goes away first, it gets an empty dict, maybe on another thread.
+        goes away first, or many others have asked since of one that does not answer, it gets an empty dict,
+        maybe on another thread.
         """
         with self.lock:
             session = self._session
             if session is None or not session.alive or _STATS not in self._roles:
                 return False
+            if not self._waiting:
+                session.post(self._ask)
+            elif len(self._waiting) == _MOST_WAITING:
+                self._waiting.pop(0)({})
             self._waiting.append(callback)
-            session.post(self._ask)
             return True
 
     def _ask(self) -> None:
@@ -259,7 +264,7 @@ class Balloon(VirtioDevice):
 def _pages(target: int) -> int:
     pages = target // PAGE
     if not 0 <= pages <= _MOST_PAGES:
-        raise ConfigError(f"A balloon holds from 0 to {_MOST_PAGES * PAGE} bytes, not {target}.")
+        raise ConfigError(f"A balloon holds from 0 to just under {(_MOST_PAGES + 1) * PAGE >> 40}T.")
     return pages
 
 

@@ -64,7 +64,8 @@ class Fs(VirtioDevice):
         """Look at the folder. Raises ConfigError."""
         path = settings.require("dir")
         if not os.path.isdir(path):
-            raise ConfigError(f"{settings.what}: {path} is not a folder; give the folder to share.")
+            wrong = "is not a folder" if os.path.exists(path) else "does not exist"
+            raise ConfigError(f"{settings.what}: {path} {wrong}; give the folder to share.")
 
     @classmethod
     def open(cls, settings: Settings, services: Services) -> Fs:

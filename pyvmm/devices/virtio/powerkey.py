@@ -53,17 +53,24 @@ class PowerKey(VirtioDevice):
         super().__init__((_QUEUE_SIZE, _QUEUE_SIZE))
         self.lock = lock
         self._session: Session | None = None
+        self._pressed = False  # and not let go yet
         self.reset()
 
     def press(self) -> bool:
-        """Press the key and let it go; whether there is a driver that may hear of it. With the lock held."""
+        """Press the key and let it go; whether there is a driver that may hear of it. With the lock held.
+
+        While the guest is paused, any number of presses are one.
+        """
         session = self._session
         if session is None or not session.alive:
             return False
-        session.post(self._press)
+        if not self._pressed:
+            self._pressed = True
+            session.post(self._press)
         return True
 
     def _press(self) -> None:
+        self._pressed = False
         session = self._session
         if session is None:
             return
@@ -77,6 +84,7 @@ class PowerKey(VirtioDevice):
     def activate(self, session: Session) -> None:
         """See VirtioDevice."""
         self._session = session
+        self._pressed = False
 
     def stop(self) -> None:
         """See VirtioDevice."""

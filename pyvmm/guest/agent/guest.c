@@ -5,6 +5,9 @@
 #include "place.h"
 #include "protocol.h"
 
+#define SETUP_PATIENCE 3000 // ms for an init that does not say when it is done
+#define LOOK 10
+
 struct entry { // linux_dirent64
     uint64_t inode;
     int64_t offset;
@@ -16,6 +19,8 @@ struct entry { // linux_dirent64
 static int proc = -1;
 static int sysfs = -1;
 static uint32_t first_root[2];
+static int setup_told; // the initramfs has SETUP
+static struct timespec began;
 
 // A new file system of this type that is mounted nowhere: a directory descriptor, or -errno.
 static int detached(const char *type)
@@ -43,6 +48,8 @@ static int root_device(const char *path, int directory, uint32_t device[2])
 void guest_begin(void)
 {
     root_device("/", AT_FDCWD, first_root);
+    setup_told = !sys(SYS_faccessat, AT_FDCWD, SETUP, 0 /* F_OK */);
+    sys(SYS_clock_gettime, CLOCK_MONOTONIC, &began);
     proc = detached("proc");
     sysfs = detached("sysfs");
 }
@@ -98,8 +105,38 @@ static int is_ours(int ports, const char *name)
            read_file(ports, path, text, sizeof text) > 0 && same(text, PORT_NAME);
 }
 
+// Whether what process 1 sees has this path.
+static int there(const char *path)
+{
+    char below[64] = "1/root";
+    return append(below, sizeof below, path) && !sys(SYS_faccessat, proc, below, 0 /* F_OK */);
+}
+
+// Not while process 1 is on its way from one root to the next.
+static int init_runs(void)
+{
+    char name[32];
+    return read_file(proc, "1/comm", name, sizeof name) >= 0 && !same(name, "switch_root") &&
+           !same(name, "pyvmm-agent");
+}
+
+// Whether the guest's init has made the guest what commands expect. It is not done for it: an init may take it
+// for its own failure that something is mounted already.
+static int is_set_up(void)
+{
+    struct timespec now;
+    if (setup_told)
+        return !there(SETUP) && init_runs();
+    sys(SYS_clock_gettime, CLOCK_MONOTONIC, &now);
+    long waited = (now.tv_sec - began.tv_sec) * 1000 + (now.tv_nsec - began.tv_nsec) / 1000000;
+    return waited >= SETUP_PATIENCE || (there("/proc/self") && there("/sys/class") && there("/dev/null"));
+}
+
 int place_port(void)
 {
+    static int set_up;
+    if (!set_up && !(set_up = is_set_up()))
+        return -1;
     static _Alignas(8) char buffer[4096];
     long ports = sys(SYS_openat, sysfs, "class/virtio-ports", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (ports < 0)
@@ -119,19 +156,14 @@ int place_port(void)
 static int root_is_new(void)
 {
     uint32_t now[2];
-    char name[32];
-    if (!root_device("1/root", proc, now) || (now[0] == first_root[0] && now[1] == first_root[1]))
-        return 0;
-    // Not while process 1 is on its way from there to what it will be.
-    return read_file(proc, "1/comm", name, sizeof name) >= 0 && !same(name, "switch_root") &&
-           !same(name, "pyvmm-agent");
+    return root_device("1/root", proc, now) && (now[0] != first_root[0] || now[1] != first_root[1]) && init_runs();
 }
 
 long place_enter(int new_root)
 {
     write_file(proc, "self/oom_score_adj", "0");
     while (new_root && !root_is_new())
-        pause_ms(10);
+        pause_ms(LOOK);
     long root = sys(SYS_openat, proc, "1/root", O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (root < 0)
         return root;

@@ -5,6 +5,8 @@
 
 // What process 1 is called once it is a minimal init, and has mounted what commands expect.
 #define INIT_NAME "pyvmm-init"
+// A file that an initramfs may have, and its init removes once commands may run.
+#define SETUP "/pyvmm-setup"
 
 // Called once, before the root changes.
 void guest_begin(void);

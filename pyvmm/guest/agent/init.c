@@ -8,13 +8,14 @@
 #include "protocol.h"
 
 #define SELF "/pyvmm-agent"
-#define PATIENCE 30000 // ms for the root's device to appear
+#define PATIENCE 10000 // ms for the root's device to appear
 #define LOOK 20
+#define HOST_NAME "guest"
 #define P9_FLAGS "trans=virtio,version=9p2000.L,msize=512000"
 
 static char line[4096]; // the kernel's command line, cut into words
 static const char *root, *types, *flags, *init;
-static int writable;
+static int writable, drivers;
 
 static void say(const char *what, const char *name, long error)
 {
@@ -43,8 +44,19 @@ static void read_word(const char *word)
         flags = value;
     else if ((value = after(word, "init=")))
         init = value;
+    else if (same(word, "drivers=all"))
+        drivers = 1;
     else if (same(word, "ro") || same(word, "rw"))
         writable = word[1] == 'w';
+}
+
+// Where commands are all that the guest is for, it ends quietly: a panic would hide what was said before.
+_Noreturn static void give_up(void)
+{
+    sys(SYS_ioctl, 2, TCSBRK, 1); // tcdrain
+    if (init && same(init, SELF))
+        sys(SYS_reboot, LINUX_REBOOT_MAGIC1, LINUX_REBOOT_MAGIC2, LINUX_REBOOT_CMD_POWER_OFF, 0);
+    leave(1);
 }
 
 static void read_command_line(void)
@@ -154,6 +166,9 @@ static void mount_usual(int moved)
         mount_at("sysfs", "/sys", 0);
         mount_at("devtmpfs", "/dev", 0);
         mount_at("devpts", "/dev/pts", "mode=620,ptmxmode=666");
+        sys(SYS_sethostname, HOST_NAME, sizeof HOST_NAME - 1);
+        write_file(guest_proc(), "sys/kernel/sysrq", "1"); // every key: it is the host that presses them
+        sys(SYS_unlinkat, AT_FDCWD, SETUP, 0);
     }
     mount_at("tmpfs", "/run", "mode=755");
     mount_at("tmpfs", "/tmp", "mode=1777");
@@ -194,7 +209,7 @@ _Noreturn void run(int argc, char **argv, char **envp)
     }
     read_command_line();
     int minimal = init && same(init, SELF);
-    if ((root || !minimal) && !sys(SYS_faccessat, AT_FDCWD, "/init", 0 /* F_OK */)) {
+    if ((root || drivers || !minimal) && !sys(SYS_faccessat, AT_FDCWD, "/init", 0 /* F_OK */)) {
         start_agent();
         become("/init", argv, envp);
     }
@@ -203,7 +218,7 @@ _Noreturn void run(int argc, char **argv, char **envp)
         if (error < 0) {
             say("cannot mount root=", root, error);
             say("the kernel needs the drivers for it built in, or an initrd that has them", "", 0);
-            leave(1);
+            give_up();
         }
         switch_root();
     }

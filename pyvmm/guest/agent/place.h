@@ -4,7 +4,7 @@
 
 // Called once, before anything else here.
 void place_begin(void);
-// A descriptor of the port, which does not block, or -1 while there is none.
+// A descriptor of the port, which does not block, or -1 while there is none, or the guest is being set up.
 int place_port(void);
 // In a command's process: become part of the guest's system. 0 or -errno. `new_root`: first wait until init has
 // left the initramfs.

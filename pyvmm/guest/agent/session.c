@@ -224,7 +224,7 @@ static void report(struct session *session)
 
 void sessions_work(void)
 {
-    static int first;
+    static unsigned first; // wraps
     for (int i = 0; i < MAX_SESSIONS; i++) {
         struct session *session = &sessions[(first + i) % MAX_SESSIONS];
         if (!session->id)

@@ -79,8 +79,11 @@ RUN = ["run", "--host=lab"]
         (["good", "-c", "0"], "--cpus takes 1 to 128, not 0."),
         (["good", "-c", "129"], "--cpus takes 1 to 128, not 129."),
         (["good", "--isa", "host,+zbbb"], "KVM knows no ISA extension 'zbbb'. Did you mean zbb?"),
+        (["good", "--isa", "host,+foo"], "KVM knows no ISA extension 'foo'. It knows a, c, d, f, h, i, m,"),
         (["good", "--disable-ssct"], "KVM knows no ISA extension 'ssct'. Did you mean sstc?"),
         (["good", "--cpu-type", "big"], "--cpu-type takes max, or min,EXT,..., not 'big'."),
+        (["-kernel", "good"], "pyvmm run has no option -kernel. Did you mean --kernel?"),
+        (["good", "--debug-mmio"], "--debug-mmio is spelled --trace mmio here."),
         (["good", "--kernal", "x"], "pyvmm run has no option --kernal. Did you mean --kernel?"),
         (["good", "-d", "disk.img,read-only"], "--disk disk.img,read-only has no setting 'read-only'. It ha"),
         (["good", "-d", "ok.img,direkt"], "--disk ok.img,direkt has no setting 'direkt'. Did you mean direc"),
@@ -108,7 +111,7 @@ RUN = ["run", "--host=lab"]
         (["good", "-n", "tap=t", "-n", "tap=t"], "--network tap=t and --network tap=t have the same tap 't'"),
         (["good", "--vsock", "5", "--vsock", "5"], "--vsock 5 and --vsock 5 have the same cid 5; give each"),
         (["good", "--device", "vsock"], "--device vsock needs cid=, the guest's address: a number from 3."),
-        (["good", "--9p", "missing"], "--9p missing: missing does not exist; give the folder to share."),
+        (["good", "--9p", "missing"], "--9p missing: missing does not exist; give the folder to share"),
         (["good", "--9p", ".," + "t" * 33], f"--9p .,{'t' * 33}: tag takes a name of at most 32 bytes, not"),
         (["good", "--share", ".," + "t" * 37], f"--share .,{'t' * 37}: tag takes a name of at most 36 bytes"),
         (["good", "--timeout=-3"], "--timeout takes a duration such as 500ms, 30s or 5m, not '-3'."),
@@ -119,7 +122,8 @@ RUN = ["run", "--host=lab"]
         (["good", "-d", "good,ro,rw"], "--disk good,ro,rw is either ro or rw; leave"),
         (["good", "--9p", "good"], "--9p good: good is"),
         (["good", "--9p", ".,a", "--share", ".,a"], "--9p .,a and --share .,a have the same tag"),
-        (["good", "--share", "missing"], "--share missing: missing is not a folder"),
+        (["good", "--share", "missing"], "--share missing: missing does not exist; give the folder to"),
+        (["good", "--share", "good"], "--share good: good is not a folder; give the folder to share."),
         (["good", "--network", "bridge"], "--network bridge: mode takes one of"),
         (["good", "-n", "user,mac=01:00:00:00:00:00"], "--network user,mac=01:00:00:00:00:00: mac takes"),
         (["good", "--device", "sound"], "There is no device 'sound'. There are 9p, balloon, blk"),
@@ -128,7 +132,10 @@ RUN = ["run", "--host=lab"]
         (["good", "--virtio-transport", "isa"], "--virtio-transport takes one of pci, mmio"),
         (["good", "--console", "serail"], "--console takes one of auto, virtio, serial, sbi, none"),
         (["good", "--timeout", "soon"], "--timeout takes a duration"),
-        (["good", "-f", "good"], "Firmware cannot be told of a kernel in memory"),
+        (
+            ["-f", "missing", "good"],
+            "Firmware loads its own kernel, from a disk: leave out --firmware missing, or the kernel good.",
+        ),
         (["-f", "missing"], "The firmware missing does not exist"),
         (["good", "good"], "KERNEL was given twice"),
     ],
@@ -204,10 +211,7 @@ def test_host_that_is_not_riscv_is_said_with_code_126(folder, capfd):
         (["rum"], "there is no command 'rum'. Did you mean run? See pyvmm --help."),
         (["version", "x"], "pyvmm version takes no argument, but got 'x'. See pyvmm version --help."),
         (["lab", "strat"], "pyvmm lab has no command 'strat'. Did you mean start? See pyvmm lab --help."),
-        (
-            ["lab", "exec", "ls"],
-            "pyvmm lab exec needs a command to run, after --: pyvmm lab exec [options] -- COMMAND...",
-        ),
+        (["lab", "exec", "ls"], "The command comes after --: pyvmm lab exec -- ls"),
         (
             ["dtb", "-o", "/no/x"],
             (
@@ -217,7 +221,7 @@ def test_host_that_is_not_riscv_is_said_with_code_126(folder, capfd):
         ),
         (
             ["exec", "--rootfs=/no", "--", "x"],
-            "--rootfs /no: /no is not a folder; give the guest's root folder.",
+            "--rootfs /no: /no does not exist; give the guest's root folder.",
         ),
     ],
 )  # fmt: skip

@@ -61,6 +61,8 @@ def test_dry_run_without_a_kernel_fetches_none(shown, monkeypatch):
     code, out, _ = shown("--dry-run", "-d", "disk.img")
     assert code == 0
     assert "Debian's, as no kernel was named" in out
+    assert "drivers=all" in out
+    assert "512M" in out
     assert "root=" not in out
     assert json.loads(shown("--dry-run=json")[1])["config"]["kernel"] is None
 

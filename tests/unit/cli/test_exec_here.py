@@ -133,6 +133,39 @@ def test_disk_becomes_the_root_and_the_agent_init_unless_there_is_another(words,
     assert machine_of([*words, "--", "x"])["params"] == params
 
 
+@pytest.fixture
+def debian(monkeypatch):
+    """Debian's guest by name only."""
+    monkeypatch.setattr("pyvmm.lab.guests.kernel", lambda progress: "/Image")
+    monkeypatch.setattr(
+        "pyvmm.lab.guests.initrd", lambda full=False, progress=None: "/large.cpio" if full else "/small.cpio"
+    )
+
+
+def guest_of(words):
+    values = machine_of(words)
+    del values["command"]
+    command_module._add_debian_guest(values, quiet=True)
+    return {noun: values.get(noun) for noun in ("kernel", "initrd", "params", "mem")}
+
+
+def test_debians_guest_has_the_drivers_of_its_devices(debian, image, tmp_path):
+    small = {"kernel": "/Image", "initrd": "/small.cpio", "params": "init=/pyvmm-agent", "mem": None}
+    full = {**small, "initrd": "/large.cpio", "params": "drivers=all init=/pyvmm-agent", "mem": "512M"}
+    assert guest_of(["--", "x"]) == small
+    for device in ("--rng", "--device=edu", "--balloon", "--vsock=7", f"--9p={tmp_path}"):
+        assert guest_of([device, "--", "x"]) == full
+    assert guest_of(["--rng", "--mem=1G", "--", "x"])["mem"] == "1G"
+    (tmp_path / "disk").write_bytes(bytes(512))
+    rooted = guest_of([f"--disk={tmp_path}/disk", "--", "x"])
+    assert rooted == {**full, "params": "drivers=all init=/pyvmm-agent root=/dev/vda rw"}
+
+
+def test_kernel_of_the_users_has_no_drivers_of_debians(debian, image, tmp_path):
+    expected = {"kernel": str(image), "initrd": "/small.cpio", "params": "init=/pyvmm-agent", "mem": None}
+    assert guest_of(["--rng", str(image), "--", "x"]) == expected
+
+
 # The command's streams, with a machine and an agent that do what the test says
 
 

@@ -10,7 +10,7 @@ import sys
 import pytest
 from fakes.threads import PATIENCE
 
-from pyvmm.cli import kill, ps
+from pyvmm.cli import guests, kill, ps
 from pyvmm.control import runfolder
 from pyvmm.outcome import POWEROFF, Outcome
 
@@ -49,10 +49,27 @@ def test_ps_without_guests_says_so(run):
     assert run("ps") == (0, "", "pyvmm: no guest is running\n")
 
 
-def test_ps_shows_a_guest_that_does_not_answer(run):
-    with_no_socket = runfolder.claim("mute")
-    assert [row.split()[:2] for row in run("ps")[1].splitlines()[1:]] == [["mute", "unreachable"]]
+def test_ps_shows_a_guest_that_is_about_to_start(run):
+    with_no_socket = runfolder.claim("young")
+    assert [row.split()[:2] for row in run("ps")[1].splitlines()[1:]] == [["young", "starting"]]
     with_no_socket.release()
+
+
+def test_ps_leaves_out_a_guest_that_ends_while_it_is_asked(run, monkeypatch):
+    held = runfolder.claim("ending")
+    connect = guests.connect
+    monkeypatch.setattr(guests, "connect", lambda *args, **how: (held.release(), connect(*args, **how)))
+    assert run("ps", "--json") == (0, "[]\n", "")
+
+
+def test_ps_leaves_out_a_guest_whose_process_is_ending(run, command):
+    it = command("true")
+    os.waitid(os.P_PID, it.process.pid, os.WEXITED | os.WNOWAIT)  # and stay a zombie
+    held = runfolder.claim("killed")
+    with open(held.path("lock"), "w") as lock:
+        lock.write(f"{it.process.pid}\n")
+    assert run("ps", "--json") == (0, "[]\n", "")
+    held.release()
 
 
 def test_ps_does_not_wait_for_ever_for_a_guest_that_hangs(start, run, monkeypatch):
@@ -310,7 +327,7 @@ def test_debug_sends_sysrq(start, run):
     ("words", "sentence"),
     [
         (["pause", "oen"], "No guest named oen is running. Did you mean one?"),
-        (["pause", "zzz"], "No guest named zzz is running. There is one, two."),
+        (["pause", "zzz"], "No guest named zzz is running. pyvmm ps lists those that are."),
         (["pause", "a/b"], "A guest cannot be called 'a/b': "),
         (["pause"], "Several guests are running: name one of one, two."),
         (["pause", "one", "two"], "NAME was given twice: 'one' and 'two'."),

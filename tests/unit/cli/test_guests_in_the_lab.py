@@ -75,7 +75,7 @@ def test_all_means_those_in_the_lab_too(not_riscv, run, lab, start):
 
 def test_no_lab_host_is_started_to_look_for_guests(not_riscv, run, lab):
     assert run("ps") == (0, "", "pyvmm: no guest is running\n")
-    assert run("pause", "vm1")[2] == "pyvmm: No guest named vm1 is running.\n"
+    assert run("pause", "vm1")[2] == "pyvmm: No guest named vm1 is running. pyvmm ps lists those that are.\n"
     assert (
         run("ps", "--host=lab:aia")[2] == "pyvmm: There is no running host lab:aia, and so no guest in it.\n"
     )

@@ -9,6 +9,7 @@ import pytest
 
 from pyvmm.cli import in_lab
 from pyvmm.config import MachineConfig
+from pyvmm.errors import ConfigError
 
 
 class FakeLab:
@@ -51,14 +52,23 @@ def lab(monkeypatch):
 
 @pytest.fixture
 def run(image):
-    config = MachineConfig(kernel=image, mem="16M")
-    return lambda *words, where="lab": in_lab.run_in_lab(["run", *words], config, where, quiet=True)
+    def start(*words, where="lab", mem="16M"):
+        config = MachineConfig(kernel=image, mem=mem)
+        return in_lab.run_in_lab(["run", *words], config, where, quiet=True)
+
+    return start
 
 
 def test_command_runs_in_the_flavour_asked_for_and_its_status_is_ours(lab, run):
     lab.status = 7
     assert run("--rng", where="lab:plic") == 7
     assert lab.calls == ["plic", "start", [], ["run", "--rng"], "undone"]
+
+
+def test_guest_that_no_lab_host_has_room_for_starts_none(lab, run):
+    with pytest.raises(ConfigError, match=r"has 4G in all, and --mem asks for 1000G; ask for less\."):
+        run(mem="1000G")
+    assert lab.calls == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

@@ -56,9 +56,18 @@ def test_parse_says_where_a_command_goes_that_is_missing(words):
     assert str(caught.value) == f"pyvmm exec needs a command to run, after --: {usage}"
 
 
+def test_parse_says_how_a_command_is_spelled_that_came_alone():
+    command = Command("lab exec", "Run it.", rest="command")
+    with pytest.raises(UsageError) as caught:
+        command.parse(["uname", "-a"])
+    assert str(caught.value) == "The command comes after --: pyvmm lab exec -- uname -a"
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
+        (["--foo"], "pyvmm run has no option --foo. See pyvmm run --help."),
+        (["-mem", "5"], "pyvmm run has no option -mem. Did you mean --mem? See pyvmm run --help."),
         (["--men", "5"], "pyvmm run has no option --men. Did you mean --mem? See pyvmm run --help."),
         (["-m"], "-m needs a value: -m SIZE."),
         (["--quiet=yes"], "--quiet takes no value, but got 'yes'."),

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import base64
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -11,8 +12,10 @@ from fakes.threads import Background, happens, in_time
 
 from pyvmm import __version__, control
 from pyvmm.control import protocol, requests, runfolder, stopping
+from pyvmm.control import served as served_module
 from pyvmm.control import server as server_module
 from pyvmm.errors import ConfigError, MachineError
+from pyvmm.eventloop import EventLoop
 from pyvmm.outcome import PANIC, POWEROFF, Outcome
 
 
@@ -124,14 +127,24 @@ def test_guest_that_does_not_read_cannot_be_typed_at_for_ever(connect, machine):
     assert client.ask("send", text="x" * (500 << 10))["ok"]
 
 
-@pytest.mark.parametrize("text", ["", "x"])
-def test_many_small_texts_count_for_what_they_cost(connect, machine, text):
+@pytest.mark.parametrize(
+    "params", [{"do": "send", "text": ""}, {"do": "send", "text": "x"}, {"do": "sysrq", "key": "h"}]
+)
+def test_many_small_inputs_count_for_what_they_cost(connect, machine, params):
     machine.reads_input = False
     client = connect()
     answers = []
     while len(answers) < 5000 and (not answers or answers[-1]["ok"]):
-        answers.append(client.ask("send", text=text))
+        answers.append(client.ask(**params))
     assert answers[-1]["error"] == "The guest has not yet read what was typed before."
+
+
+def test_sysrq_that_is_refused_does_not_count_as_unread(connect, machine, monkeypatch):
+    monkeypatch.setattr(served_module, "_MOST_UNREAD", 1000)
+    client = connect()
+    machine.config.console = "none"
+    refusals = [client.ask("sysrq", key="h")["error"] for _ in range(3)]
+    assert refusals == ["the guest has no console"] * 3
 
 
 def test_kept_console_output_can_be_had(connect, machine):
@@ -149,6 +162,7 @@ def test_kept_console_output_can_be_had(connect, machine):
         ("stop", {"grace": -1}, "grace takes a number of seconds."),
         ("stop", {"grace": "5"}, "grace takes a number of seconds."),
         ("stop", {"grace": True}, "grace takes a number of seconds."),
+        ("stop", {"grace": -(10**400)}, "grace takes a number of seconds."),
         ("memory", {}, "The request memory needs the parameter 'address'."),
         ("memory", {"address": -1}, "address takes a whole number from 0 to 18446744073709551615."),
         ("memory", {"address": "80"}, "address takes a whole number from 0 to 18446744073709551615."),
@@ -542,6 +556,26 @@ def test_guest_that_ends_just_before_it_is_forced_was_not_forced(connect, machin
     machine.end = lambda forced: (by_force(end), by_force(forced))
     result = connect().ask("stop", grace=0.01)["result"]
     assert (result["how"], result["message"]) == (how, end.message)
+
+
+@pytest.mark.parametrize("kind", ["control.sock", "console.sock"])
+def test_host_that_has_nothing_left_for_a_client_drops_it_alone(server, connect, monkeypatch, kind):
+    served = connect()
+
+    def watch(self, fd, callback, events=0):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EventLoop, "watch", watch)
+        dropped = Client(os.path.join(server.folder, kind))
+        assert dropped.rest() == b""
+        dropped.close()
+    assert served.ask("status")["ok"]
+    assert connect().ask("status")["ok"]
+
+
+def test_grace_may_be_longer_than_a_float_can_say(connect):
+    assert connect().ask("stop", grace=10**400)["result"]["how"] == "power-key"
 
 
 def test_kill_ends_the_guest_while_a_stop_waits(connect, machine):

@@ -231,6 +231,24 @@ def test_what_is_not_a_guests_is_left_alone(claim, run_folder):
     assert (folder / "thesis.tex").read_text() == "precious"
 
 
+def test_sockets_of_other_programs_are_left_alone(claim, run_folder):
+    folder = Path(run_folder, "containers")
+    folder.mkdir(parents=True)
+    os.chmod(run_folder, 0o700)
+    (folder / "engine.sock").touch()
+    Path(run_folder, "empty").mkdir()
+    claim("one")
+    assert [found.name for found in runfolder.running()] == ["one"]
+    assert sorted(os.listdir(run_folder)) == [".lock", "containers", "empty", "one"]
+    assert (folder / "engine.sock").exists()
+
+
+def test_name_of_a_process_that_was_killed_before_it_had_its_lock_can_be_claimed(claim, run_folder):
+    Path(run_folder, "one").mkdir(parents=True)
+    os.chmod(run_folder, 0o700)
+    assert claim("one").name == "one"
+
+
 def test_base_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("PYVMM_RUN_DIR", "relative")
     assert runfolder.base() == os.path.abspath("relative")
@@ -257,7 +275,7 @@ def test_unknown_name_is_refused_with_the_nearest_one(claim):
     with pytest.raises(ConfigError) as refused:
         runfolder.find("build-sever")
     assert str(refused.value) == "No guest named build-sever is running. Did you mean build-server?"
-    with pytest.raises(ConfigError, match=r"No guest named xyz is running\. There is build-server"):
+    with pytest.raises(ConfigError, match=r"No guest named xyz is running\. pyvmm ps lists those that are\."):
         runfolder.find("xyz")
 
 

@@ -47,6 +47,20 @@ def test_waits_only_as_long_as_told(guest):
         guest.wait_ready(0.01)
 
 
+@pytest.mark.parametrize("asks", ["run", "put", "put a file", "get"])
+def test_a_time_limit_counts_from_before_the_agent_answers(guest, tmp_path, asks):
+    (tmp_path / "file").touch()
+    asked = {
+        "run": lambda: guest.run("x", timeout=0.01),
+        "put": lambda: guest.put(b"x", "/x", timeout=0.01),
+        "put a file": lambda: guest.put(tmp_path / "file", "/x", timeout=0.01),
+        "get": lambda: guest.get("/x", timeout=0.01),
+    }
+    asking = Background(asked[asks])
+    with pytest.raises(GuestTimeout, match=r"did not answer within 0\.01 s"):
+        asking.result()
+
+
 def test_what_was_meant_for_an_earlier_client_is_skipped(agent, guest):
     agent.hear_hello()
     agent.send(b"\x12rest of a frame" + frame(20, 7, bytes(8)) + agent.ready_frame()[:20])

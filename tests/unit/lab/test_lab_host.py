@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 
+from pyvmm import cli
 from pyvmm.lab import host, sync
 
 
@@ -33,3 +34,19 @@ def test_forwarding_that_is_interrupted_while_it_begins_is_undone(lab, monkeypat
     with pytest.raises(KeyboardInterrupt), lab.forwarding([("a", "x"), ("b", "x"), ("c", "x")]):
         pass
     assert sorted(path.name for path in undone.iterdir()) == ["a", "b"]
+
+
+def test_host_that_is_being_built_or_booted_is_starting(lab, capsys):
+    before = lab.status()
+    with lab._locked():
+        during = lab.status()
+        cli.main(["lab", "status", "--flavour=aia"])
+    assert before == {"flavour": "aia", "running": False, "starting": False}
+    assert during == {"flavour": "aia", "running": False, "starting": True}
+    assert capsys.readouterr().out == "aia: being started\n"
+
+
+def test_stop_leaves_no_files(lab, tmp_path):
+    (tmp_path / "pyvmm" / "aia.console").write_text("OpenSBI")
+    assert not lab.stop()
+    assert list((tmp_path / "pyvmm").iterdir()) == []

@@ -115,3 +115,20 @@ def test_damaged_json_reads_as_none(tmp_path, text):
 def test_json_is_read_back_as_written(tmp_path):
     store.write_json(tmp_path / "f", {"a": [1]})
     assert store.read_json(tmp_path / "f") == {"a": [1]}
+
+
+def test_lock_whose_file_was_removed_is_taken_anew(tmp_path):
+    path, waiting = tmp_path / "lock", threading.Event()
+    there = []
+
+    def second():
+        with store.locked(path, waiting.set):
+            there.append(path.exists())
+
+    with store.locked(path):
+        thread = threading.Thread(target=second)
+        thread.start()
+        assert waiting.wait(10)
+        path.unlink()
+    thread.join(10)
+    assert there == [True]

@@ -253,6 +253,19 @@ def test_trace_with_gaps_is_no_base_for_a_verdict(suite):
     result.stdout.fnmatch_lines(["*GuestError: what the test counted is not all there was: 3 lines*"])
 
 
+def test_gaps_in_the_trace_of_one_guest_of_several_count(suite):
+    suite.kernel("warn 3 lines of the trace were dropped: its reader was too slow\nshell\n", "Slow")
+    result = suite.run(
+        """
+        def test_it(vm_factory, trace):
+            vm_factory(kernel="Slow").start()
+            vm_factory().start()
+        """
+    )
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*GuestError: what the test counted is not all there was: 3 lines*"])
+
+
 def test_panic_ends_a_command_at_once(suite):
     result = suite.run(
         """
@@ -264,6 +277,31 @@ def test_panic_ends_a_command_at_once(suite):
     )
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*GuestPanic: the guest panicked*"])
+
+
+@pytest.mark.parametrize(
+    ("script", "call", "exception"),
+    [
+        (PANIC, "check('true', timeout=600)", "GuestPanic"),
+        ("stay\n", "check('tail --pid=$PPID -f /dev/null', timeout=0.1)", "GuestTimeout"),
+        ("stay\n", "get('/stuck', timeout=0.1)", "GuestTimeout"),
+        ("stay\n", "wait_for('false', timeout=0.1)", "GuestTimeout"),
+    ],
+)
+def test_report_shows_the_line_of_the_test_and_the_error_alone(suite, script, call, exception):
+    suite.kernel(script)
+    result = suite.run(
+        f"""
+        def test_it(vm):
+            vm.start()
+            if {exception == "GuestPanic"}:
+                vm.log.wait_end(60, lambda: True)
+            vm.guest.{call}
+        """
+    )
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines([f">*vm.guest.{call[:5]}*", f"E*{exception}: *", f"*.py:5: {exception}"])
+    result.stdout.no_re_match_line(r".*\.py:\d+: *$")
 
 
 @pytest.mark.parametrize(

@@ -303,6 +303,19 @@ def test_who_waits_for_statistics_hears_of_a_reset(rig, queue_alone):
     assert got == [{}]
 
 
+def test_driver_that_never_sends_statistics_is_asked_once_and_few_wait_for_it(rig):
+    rig.start()
+    got = []
+    posted = len(rig.loop.calls)
+    for _ in range(1000):
+        assert rig.device.request_stats(got.append)
+    assert len(rig.loop.calls) == posted + 1
+    assert got == [{}] * 984
+    rig.loop.run()
+    send(rig, STATS, statistics(free=1))
+    assert got[984:] == [{"free": 1}] * 16
+
+
 @pytest.mark.parametrize("data", [b"", b"\0", b"\4\0", statistics(free=1) + b"\5", b"\xff" * 100_000])
 def test_statistics_of_odd_sizes_do_no_harm(rig, data):
     rig.start()
@@ -350,7 +363,7 @@ def test_size_without_a_unit_is_in_mib_as_that_of_the_guests_memory():
 
 
 def test_setting_beyond_all_memory_is_refused_as_it_was_spelled():
-    with pytest.raises(ConfigError, match="--balloon 999999999G: A balloon holds"):
+    with pytest.raises(ConfigError, match="--balloon 999999999G: A balloon holds from 0 to just under 16T"):
         Balloon.open(parse("999999999G"), None)
 
 

@@ -150,7 +150,7 @@ def test_virtiofsd_that_does_not_end_by_itself_is_killed(program, share, monkeyp
     ("body", "sentence"),
     [
         ("", r"--share  needs dir="),
-        ("{}/none", r"/none is not a folder; give the folder to share"),
+        ("{}/none", r"/none does not exist; give the folder to share"),
         ("{}," + "t" * 37, r"tag takes a name of at most 36 bytes, not"),
         ("{}", r"needs the program virtiofsd, which is not installed; on Debian: apt install virtiofsd"),
     ],

@@ -62,6 +62,31 @@ def test_press_is_a_key_that_goes_down_and_up(rig):
     assert len(rig.drivers[EVENTS].collect()) == 4
 
 
+def test_presses_while_nothing_runs_are_one(rig):
+    rig.start()
+    for _ in range(8):
+        rig.drivers[EVENTS].add_chain([], [8])
+    rig.kick(EVENTS)
+    with rig.device.lock:
+        assert all(rig.device.press() for _ in range(1000))
+    assert len(rig.loop.calls) == 1
+    rig.loop.run()
+    assert len(rig.drivers[EVENTS].collect()) == 4
+
+
+def test_press_that_a_reset_took_away_does_not_hold_up_the_next(rig):
+    rig.start()
+    with rig.device.lock:
+        rig.device.press()
+    rig.reset()
+    rig.start()
+    for _ in range(4):
+        rig.drivers[EVENTS].add_chain([], [8])
+    rig.kick(EVENTS)
+    assert press(rig)
+    assert len(rig.drivers[EVENTS].collect()) == 4
+
+
 def test_press_without_a_driver_is_not_heard(rig):
     assert not press(rig)
     rig.start()

@@ -34,7 +34,10 @@ MEASURES = {
     "blk": ("aia", "plic"),
     **dict.fromkeys(("net", "console", "serial", "growth"), ("aia",)),
     "exits": ("counting",),
+    "profile": ("aia",),
 }
+# What has no ratios, and is made by name.
+_NOT_USUAL = {"profile"}
 HERE = platform.machine() == "riscv64"
 _FEW_EXITS, _MANY_EXITS = 2_000, 32_000
 
@@ -53,7 +56,9 @@ def main() -> int:
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(result, indent=2) + "\n")
     picture.write_text(chart.svg(rows))
-    print(report.table(rows), report.growth_table(result["figures"]), sep="\n\n", flush=True)
+    figures = result["figures"]
+    tables = [report.table(rows), report.growth_table(figures), report.profiles(figures)]
+    print(*filter(None, tables), sep="\n\n", flush=True)
     _progress(f"the raw figures are in {options.output}, the ratios drawn in {picture}")
     return 0
 
@@ -65,7 +70,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="pyvmm-benchmarks-") as directory:
         bundle = Path(directory)
         _gather(bundle, options.lkvm)
-        for kind, chosen in hosts(options.measure or list(MEASURES), options.flavour).items():
+        for kind, chosen in hosts(options.measure or _usual(), options.flavour).items():
             _progress(f"measuring {', '.join(chosen)} ({kind})")
             load = round(os.getloadavg()[0], 1)  # by others, but for what the run before left
             found = _run({"bundle": str(bundle), "rounds": options.rounds, "measures": chosen}, kind)
@@ -91,6 +96,10 @@ def hosts(measures: list[str], flavour: str | None) -> dict[str, list[str]]:
         for kind in ("local",) if HERE else (flavour,) if flavour else MEASURES[name]:
             found.setdefault(kind, []).append(name)
     return found
+
+
+def _usual() -> list[str]:
+    return [name for name in MEASURES if name not in _NOT_USUAL]
 
 
 def place(measured: str, kind: str) -> str:
@@ -157,7 +166,7 @@ def _parser() -> argparse.ArgumentParser:
         "measure",
         nargs="*",
         choices=[*MEASURES, []],  # argparse checks the empty list, too
-        help=f"of {', '.join(MEASURES)} [all]",
+        help=f"of {', '.join(MEASURES)} [all but {', '.join(_NOT_USUAL)}]",
         metavar="MEASURE",
     )
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="runs of every program [3]")

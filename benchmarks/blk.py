@@ -34,13 +34,13 @@ def blk(bench: Bench) -> Figures:
     for transport in TRANSPORTS:
         programs = bench.guests(QUIET[SERIAL], SERIAL, disk=transport)
         for program in programs:
-            _fill(bench.image(program))
+            fill(bench.image(program))
         with all_booted(programs) as guests:
             for guest in guests.values():
-                guest.run(f"modprobe virtio_{transport} 2>/dev/null; modprobe virtio_blk && test -b /dev/vda")
+                find_disk(guest, transport)
             runs = {
-                f"{program}, {transport}, {load}": partial(_rate, guest, *words)
-                for load, words in LOADS.items()
+                f"{program}, {transport}, {name}": partial(load, guest, *words)
+                for name, words in LOADS.items()
                 for program, guest in guests.items()
             }
             found |= interleaved(bench.rounds, runs)
@@ -49,7 +49,7 @@ def blk(bench: Bench) -> Figures:
     return found
 
 
-def _fill(image: Path) -> None:
+def fill(image: Path) -> None:
     """Make an image without holes."""
     block = os.urandom(_MIB)
     with image.open("wb") as file:
@@ -57,9 +57,15 @@ def _fill(image: Path) -> None:
             file.write(block)
 
 
-def _rate(guest: Guest, kind: str, size: int, depth: int) -> float:
-    rate = requests_a_second(guest.run(f"blkload bench /dev/vda {kind} {size} {depth} {_SECONDS}"))
-    return rate * size if kind == "read" else rate
+def find_disk(guest: Guest, transport: str) -> None:
+    """Load the drivers."""
+    guest.run(f"modprobe virtio_{transport} 2>/dev/null; modprobe virtio_blk && test -b /dev/vda")
+
+
+def load(guest: Guest, kind: str, size: int, depth: int) -> float:
+    """What blkload in the guest finds."""
+    found = requests_a_second(guest.run(f"blkload bench /dev/vda {kind} {size} {depth} {_SECONDS}"))
+    return found * size if kind == "read" else found
 
 
 def requests_a_second(said: str) -> float:

@@ -10,14 +10,14 @@ from functools import partial
 from benchmarks.guest import Guest, all_booted
 from benchmarks.programs import QUIET, SERIAL, VIRTIO, Bench, Figures, interleaved
 
-_SIZE, _SERIAL_SIZE = 1 << 20, 128 << 10
+SIZE, _SERIAL_SIZE = 1 << 20, 128 << 10
 _DATA = b"x"  # in none of the commands
 _BEGIN, _END = "BE''GIN", "E''ND"  # so that their echo is not what is waited for
 
 
 def console(bench: Bench) -> Figures:
     """Bytes a second of a mebibyte through the virtio console."""
-    return _rates(bench, VIRTIO, _SIZE)
+    return _rates(bench, VIRTIO, SIZE)
 
 
 def serial(bench: Bench) -> Figures:
@@ -29,13 +29,21 @@ def _rates(bench: Bench, console: str, size: int) -> Figures:
     """Bytes a second, without what the terminal adds: the guest's is raw."""
     with all_booted(bench.guests(QUIET[console], console)) as guests:
         for guest in guests.values():
-            guest.run(f"dd if=/dev/zero bs=4096 count={size // 4096} 2>/dev/null | tr '\\0' x >/tmp/data")
-        runs = {name: partial(_bytes_a_second, guest, size) for name, guest in guests.items()}
+            prepare(guest, size)
+        runs = {name: partial(bytes_a_second, guest, size) for name, guest in guests.items()}
         return interleaved(bench.rounds, runs)
 
 
-def _bytes_a_second(guest: Guest, size: int) -> float:
-    """The pause makes the data begin with a read of its own: what is read after that is timed."""
+def prepare(guest: Guest, size: int) -> None:
+    """Make what ``bytes_a_second`` prints."""
+    guest.run(f"dd if=/dev/zero bs=4096 count={size // 4096} 2>/dev/null | tr '\\0' x >/tmp/data")
+
+
+def bytes_a_second(guest: Guest, size: int) -> float:
+    """What the guest's program prints, raw.
+
+    The pause makes the data begin with a read of its own: what is read after that is timed.
+    """
     begin, end = (word.replace("''", "").encode() for word in (_BEGIN, _END))
     guest.send(f"stty raw; echo {_BEGIN}; usleep 200000; cat /tmp/data; echo {_END}; stty sane")
     first = guest.read_until(begin).partition(begin)[2]

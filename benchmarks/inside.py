@@ -14,12 +14,13 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from benchmarks import blk, boot, console, exits, growth, idle, memory, net
+from benchmarks import blk, boot, console, exits, growth, idle, memory, net, profile
 from benchmarks.programs import Bench, seconds_to_end
 
-MEASURES = {
+MEASURES: dict[str, Callable[[Bench], Mapping[str, object]]] = {
     "start-up": boot.start_up,
     "whole-run": boot.whole_run,
     "many": boot.many,
@@ -31,6 +32,7 @@ MEASURES = {
     "console": console.console,
     "serial": console.serial,
     "growth": growth.growth,
+    "profile": profile.profile,
 }
 
 

@@ -12,7 +12,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 from benchmarks.guest import Guest, booted
 from benchmarks.programs import QEMU_CONSOLES, QUIET, SERIAL, Argv, Bench, Figures, interleaved
@@ -30,12 +29,11 @@ _MIB_SIZE = 1 << 20
 
 def net(bench: Bench) -> Figures:
     """Bytes a second, checked by a sum at each end; over taps also requests of a byte, one by one."""
-    server = bench.directory / "programs" / "netload"
-    with _server(server), booted(_pyvmm(bench)) as guest, booted(_qemu(bench)) as peer:
+    with server(bench), booted(_pyvmm(bench)) as guest, booted(_qemu(bench)) as peer:
         guests = {"pyvmm": guest, "qemu": peer}
-        hosts = {"pyvmm": _configure(guest, "pyvmm", 10), "qemu": _configure(peer, "qemu", 20)}
+        hosts = {"pyvmm": configure(guest, "pyvmm", 10), "qemu": configure(peer, "qemu", 20)}
         runs = {
-            f"{program}, {card}, {load}": partial(_rate, one, load, hosts[program][card], amount)
+            f"{program}, {card}, {load}": partial(transfer, one, load, hosts[program][card], amount)
             for card, loads in _loads().items()
             for load, amount in loads.items()
             for program, one in guests.items()
@@ -52,9 +50,9 @@ def _loads() -> dict[str, dict[str, str]]:
 
 
 @contextlib.contextmanager
-def _server(program: Path) -> Iterator[None]:
+def server(bench: Bench) -> Iterator[None]:
     """netload on the host, for any number of connections."""
-    command = [str(program), "serve", str(_PORT), "1000"]
+    command = [str(bench.directory / "programs/netload"), "serve", str(_PORT), "1000"]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         if b"listening" not in process.stdout.readline():
@@ -74,13 +72,17 @@ def _mac(card: str) -> str:
 
 
 def _pyvmm(bench: Bench) -> Argv:
+    return bench.pyvmm_linux(QUIET[SERIAL], "--console=serial", *pyvmm_cards(), full=True)
+
+
+def pyvmm_cards() -> Argv:
+    """The words that give a guest of pyvmm one card of each kind."""
     cards = {
         VHOST: f"tap,tap={_tap('pyvmm', VHOST)},vhost=on",
         TAP: f"tap,tap={_tap('pyvmm', TAP)},vhost=off",
         USER: "user",
     }
-    words = [f"--network={cards[card]},mac={_mac(card)}" for card in _CARDS]
-    return bench.pyvmm_linux(QUIET[SERIAL], "--console=serial", *words, full=True)
+    return [f"--network={cards[card]},mac={_mac(card)}" for card in _CARDS]
 
 
 def _qemu(bench: Bench) -> Argv:
@@ -96,7 +98,7 @@ def _qemu(bench: Bench) -> Argv:
     return bench.qemu_linux(QUIET[SERIAL], *QEMU_CONSOLES[SERIAL], *words, full=True)
 
 
-def _configure(guest: Guest, program: str, net_number: int) -> dict[str, str]:
+def configure(guest: Guest, program: str, net_number: int) -> dict[str, str]:
     """Give the cards addresses; returns the host's address behind each."""
     guest.run("modprobe virtio_net")
     for number, card in enumerate(_CARDS):
@@ -115,7 +117,8 @@ def _configure(guest: Guest, program: str, net_number: int) -> dict[str, str]:
     return hosts
 
 
-def _rate(guest: Guest, load: str, host: str, amount: str) -> float:
+def transfer(guest: Guest, load: str, host: str, amount: str) -> float:
+    """The figure that netload in the guest finds with the one on the host."""
     return rate(guest.run(f"netload {load} {host} {_PORT} {amount}"))
 
 

@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from benchmarks import growth
+from benchmarks import growth, sampler
 from benchmarks.comparisons import MEBIBYTES, MICROSECONDS, SECONDS, Figures, Row, Spread, Unit, at, places
 
 _VERDICTS = {True: "met", False: "MISSED", None: ""}
+_BUSIEST = 14  # functions of a profile that are shown
 _GROWTH_UNITS = {
     growth.START_UP: SECONDS,
     growth.PROMPT: SECONDS,
@@ -19,7 +22,9 @@ _GROWTH_UNITS = {
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as text."""
+    """The rows as text; "" without any."""
+    if not rows:
+        return ""
     head = ("measure", "pyvmm", "least..most", "peer", "", "least..most", "ratio", "goal", "")
     return _aligned([head, *(_cells(row) for row in rows)])
 
@@ -32,6 +37,40 @@ def growth_table(figures: Figures) -> str:
         for axis, sizes in growth.AXES.items()
         if (lines := list(_growth_lines(_grown(figures, place), axis, sizes)))
     )
+
+
+def profiles(figures: Mapping[str, Mapping[str, Any]]) -> str:
+    """What ``benchmarks.profile`` found, a block for each workload; "" when it was not asked."""
+    return "\n\n".join(
+        "\n".join(_profile(" ".join(filter(None, (name, place))), found))
+        for place in places(figures)
+        for name, found in figures.get(at("profile", place), {}).items()
+    )
+
+
+def _profile(name: str, found: Mapping[str, Any]) -> Iterator[str]:
+    seconds, looks = found["seconds"], found["looks"]
+    states = [state for state in sampler.STATES if state != sampler.IDLE]
+    cost = found["sampler's cpu seconds"] / seconds
+    yield f"{name}: {seconds:.1f} s, {looks} looks; the sampler took {cost:.0%} of a CPU besides"
+    for what in ("exits", "accesses"):
+        counts = sorted(found[what].items(), key=lambda item: -item[1])
+        yield f"  {what}: {', '.join(f'{key} {count}' for key, count in counts) or 'none'}"
+    functions = found["threads"]
+    total = {state: sum(counts.get(state, 0) for counts in functions.values()) for state in states}
+    busiest = sorted(functions, key=lambda function: -_work(functions[function]))[:_BUSIEST]
+    lines = [("all threads", total), *((function, functions[function]) for function in busiest)]
+    shares = [
+        (title, *(f"{100 * counts.get(state, 0) / max(looks, 1):.1f}" for state in states))
+        for title, counts in lines
+        if _work(counts) * 100 >= looks
+    ]
+    yield textwrap.indent(_aligned([("% of the time", *states), *shares]), "  ")
+
+
+def _work(counts: Mapping[str, int]) -> int:
+    """Looks at it that found neither the guest nor nothing to do."""
+    return sum(count for state, count in counts.items() if state not in (sampler.GUEST, sampler.IDLE))
 
 
 def _grown(figures: Figures, place: str) -> dict[str, Sequence[float]]:

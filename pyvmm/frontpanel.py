@@ -67,16 +67,24 @@ def set_balloon(board: Board, size: int) -> None:
     balloon.set_target(size)
 
 
-def balloon(board: Board) -> dict[str, object]:
-    """Bytes that are ``wanted`` from the guest, that it gave (``actual``), and what it says of its memory.
+def ask_balloon(board: Board) -> Callable[[], dict[str, object]]:
+    """Ask the guest how its memory is; what is returned waits for the answer, and needs no board to stay.
 
-    Of a guest that does not answer at once, as one that is paused, it is the last word. Raises MachineError.
+    It gives the bytes that are ``wanted`` from the guest, that it gave (``actual``), and what it says of its
+    memory: of a guest that does not answer at once, as one that is paused, its last word.
+
+    Raises MachineError.
     """
     device = _balloon(board)
     answered = threading.Event()
-    if device.request_stats(lambda _statistics: answered.set()):
-        answered.wait(_FRESH)
-    return {"wanted": device.target, "actual": device.actual, "statistics": device.stats()}
+    asked = device.request_stats(lambda _statistics: answered.set())
+
+    def answer() -> dict[str, object]:
+        if asked:
+            answered.wait(_FRESH)
+        return {"wanted": device.target, "actual": device.actual, "statistics": device.stats()}
+
+    return answer
 
 
 def _balloon(board: Board) -> Balloon:

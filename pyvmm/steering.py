@@ -184,7 +184,8 @@ class Steering:
         """Bytes ``wanted`` from the guest, and given by it (``actual``); ``statistics`` of its memory."""
         from pyvmm import frontpanel
 
-        return self._on_board(frontpanel.balloon)
+        answer = self._on_board(frontpanel.ask_balloon)
+        return answer()  # a guest that keeps silent holds up nobody else
 
     def set_balloon(self, size: int) -> None:
         """Ask the guest to do without ``size`` bytes of its memory; 0 gives all back."""

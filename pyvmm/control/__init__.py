@@ -56,8 +56,8 @@ def serve(machine: Machine, name: str | Instance | None = None) -> ControlServer
     instance = name if isinstance(name, Instance) else claim(name)
     try:
         server = ControlServer(machine, instance, failed)
+        server.start()
     except BaseException:
         instance.release()
         raise
-    server.start()
     return server

@@ -73,9 +73,7 @@ class ControlServer:
             # Last: once it is there, so is everything else.
             self._listener = Listener(self._loop, instance.path(CONTROL_SOCKET), self._connected)
         except BaseException:
-            self.served.close()
-            self._drop()
-            self._loop.stop()
+            self._abandon()
             raise
 
     @property
@@ -89,8 +87,18 @@ class ControlServer:
         return self._instance.folder
 
     def start(self) -> None:
-        """Begin to serve."""
-        self._loop.start()
+        """Begin to serve. When that fails, nothing is left but the name."""
+        try:
+            self._loop.start()
+        except BaseException:
+            self._abandon()
+            raise
+
+    def _abandon(self) -> None:
+        """Before its thread has begun."""
+        self.served.close()
+        self._drop()
+        self._loop.stop()
 
     def __enter__(self) -> ControlServer:
         return self

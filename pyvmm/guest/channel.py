@@ -66,7 +66,7 @@ class Channel:
 
     @property
     def congested(self) -> bool:
-        """Whether so much waits to be sent that no more input should be added."""
+        """Whether so much waits to be sent that neither input nor commands should be added."""
         return len(self._out) > _CONGESTED
 
     def check(self) -> None:

@@ -93,11 +93,14 @@ class Guest:
         self._channel.abort(reason)
 
     def wait_ready(self, timeout: float | None = None) -> None:
-        """Wait until the agent answers, for ``timeout`` seconds. Raises GuestTimeout, GuestGone."""
+        """Wait until the agent answers, and has read most of what it was sent, for ``timeout`` seconds.
+
+        Raises GuestTimeout, GuestGone.
+        """
         deadline = _deadline(timeout)
         channel = self._channel
         with channel.changed:
-            while not channel.ready:
+            while not channel.ready or channel.congested:
                 rest = None if deadline is None else deadline - monotonic()
                 if rest is not None and rest <= 0:
                     raise GuestTimeout(f"The guest's agent did not answer within {timeout:g} s.")
@@ -110,11 +113,13 @@ class Guest:
         env: Mapping[str, str] | None = None,
         cwd: str | None = None,
         new_root: bool = False,
+        timeout: float | None = None,
     ) -> Process:
         """Start a command (a str is for ``/bin/sh -c``), and return at once; its streams are the caller's.
 
+        An agent that does not answer yet, or does not read, is waited for, for ``timeout`` seconds.
         ``env`` is added to ENVIRONMENT. ``cwd`` is / unless given. ``new_root``: it begins once the guest's
-        init has left the initramfs. Raises GuestError.
+        init has left the initramfs. Raises GuestError, GuestTimeout.
         """
         words = ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
         if not words or not words[0]:
@@ -123,7 +128,8 @@ class Guest:
         tagged = [("a", words), ("e", variables), ("d", [] if cwd is None else [cwd])]
         spec = b"".join(_string(tag, text) for tag, texts in tagged for text in texts)
         what = command if isinstance(command, str) else words[0]
-        return self._begin(what, spec, protocol.RUN, flags=protocol.NEW_ROOT if new_root else 0)
+        flags = protocol.NEW_ROOT if new_root else 0
+        return self._begin(what, spec, protocol.RUN, flags=flags, timeout=timeout)
 
     def run(
         self,
@@ -141,8 +147,7 @@ class Guest:
         ``limit`` bytes. What it leaves running in the background goes on, without its outputs.
         """
         deadline = _deadline(timeout)
-        self.wait_ready(timeout)
-        process = self.start(command, env=env, cwd=cwd)
+        process = self.start(command, env=env, cwd=cwd, timeout=timeout)
         outputs = self._converse(process, input, deadline, limit)
         assert process.status is not None
         return Completed(process.status, *outputs, process.failure)
@@ -211,8 +216,9 @@ class Guest:
         mode: int = 0,
         timeout: float | None = None,
     ) -> Process:
-        self.wait_ready(timeout)
-        return self._channel.start(what, spec, kind, flags=flags, mode=mode)
+        with self._channel.changed:  # so that no other command comes between
+            self.wait_ready(timeout)
+            return self._channel.start(what, spec, kind, flags=flags, mode=mode)
 
     def _converse(
         self, process: Process, data: bytes, deadline: float | None, limit: int

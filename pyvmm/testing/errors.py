@@ -7,6 +7,9 @@ from collections.abc import Container, Sequence
 
 from pyvmm.errors import PyvmmError
 
+_SHOWN_LINES = 40  # of each output of a command that failed
+_SHOWN_LETTERS = 8000
+
 
 class GuestError(PyvmmError):
     """The guest did not do what was awaited.
@@ -58,7 +61,10 @@ class GuestTimeout(GuestError):
 
 
 class GuestCommandError(PyvmmError):
-    """A command in the guest ended with another status than 0; ``stdout`` and ``stderr`` are its output."""
+    """A command in the guest ended with another status than 0; ``stdout`` and ``stderr`` are its output.
+
+    The text of the exception has the last lines of it.
+    """
 
     def __init__(self, command: object, status: int, stdout: str, stderr: str) -> None:
         self.command = command
@@ -67,8 +73,16 @@ class GuestCommandError(PyvmmError):
         self.stderr = stderr
         lines = [f"{command!r} ended with status {status} in the guest"]
         for name, text in (("stdout", stdout), ("stderr", stderr)):
-            lines += [f"{name}:", *(f"    {line}" for line in visible(text).splitlines())] if text else []
+            lines += [f"{name}:", *(f"    {line}" for line in _last_lines(text))] if text else []
         super().__init__("\n".join(lines))
+
+
+def _last_lines(text: str) -> list[str]:
+    """The end of what a command said, as it may be shown, under a line that says how much is left out."""
+    end = text[-_SHOWN_LETTERS:]
+    lines = "".join(end.splitlines(keepends=True)[-_SHOWN_LINES:])
+    left_out = len(text) - len(lines)
+    return [*([f"({left_out} letters before this)"] if left_out else []), *visible(lines).splitlines()]
 
 
 def visible(text: str) -> str:

@@ -7,7 +7,6 @@ nothing out, has the first byte, and ends when the guest does.
 
 from __future__ import annotations
 
-import os
 import select
 import signal
 import socket
@@ -27,6 +26,7 @@ from pyvmm.testing.place import Place
 
 LOST = "lost"
 _POLL = 0.05
+_GLANCE = 0.5  # seconds between looks whether pyvmm itself is gone
 _EVENTS_PATIENCE = 1.0
 _KILL_PATIENCE = 10.0
 _REASONS = {
@@ -146,24 +146,26 @@ class GuestProcess:
         self._console.close()
 
     def _read(self) -> None:
-        gone = os.pidfd_open(self._process.pid)
-        poll = select.poll()
-        poll.register(self._console, select.POLLIN)
-        poll.register(gone, select.POLLIN)
-        console = self._console.fileno()
         try:
-            # What a helper of pyvmm holds open does not count once pyvmm itself is gone.
-            while any(fd == console for fd, _ in poll.poll()) and (data := _receive(self._console)):
+            while data := self._next_output():
                 self._log.feed(data)
                 self._changed()
             self._process.wait()
             if self._events is not None:
                 self._events.join(_EVENTS_PATIENCE)
         finally:
-            os.close(gone)
-            self.end = self._explain(self._process.returncode)
+            self.end = self._explain(self._process.wait())
             self._log.end()
             self._changed()
+
+    def _next_output(self) -> bytes:
+        """What the guest prints next; nothing at its end. Takes no descriptor: there may be none left."""
+        poll = select.poll()
+        poll.register(self._console, select.POLLIN)
+        while not poll.poll(_GLANCE * 1000):
+            if self._process.poll() is not None:
+                return b""  # what a helper of pyvmm holds open does not count once pyvmm itself is gone
+        return _receive(self._console)
 
     def _record_events(self, control: Control) -> None:
         try:
@@ -179,7 +181,7 @@ class GuestProcess:
         said = [line.removeprefix("pyvmm: ") for line in self.said() if line.startswith("pyvmm: ")]
         message = said[-1] if said else f"its pyvmm ended with status {code}"
         if code < 0:
-            return End(LOST, code, f"its pyvmm was killed by {signal.Signals(-code).name}")
+            return End(LOST, code, f"its pyvmm was killed by {_signal_name(-code)}")
         reason = self._ended_event.get("reason") or _reason(code, message)
         if self._log.panic.seen and reason in (outcome.REBOOT, outcome.POWEROFF):
             reason = outcome.PANIC
@@ -191,6 +193,13 @@ def _reason(code: int, message: str) -> str:
     if code == outcome.EXIT_OK and "reboot" in message:
         return outcome.REBOOT
     return _REASONS.get(code, outcome.SIGNAL)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"  # most of the real-time ones have no name
 
 
 def _receive(console: socket.socket) -> bytes:

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyvmm import outcome
+from pyvmm.attempts import attempt_all
 from pyvmm.config import parse_size
 from pyvmm.control.client import ControlError, ControlGone
 from pyvmm.errors import ConfigError, KvmUnavailable
@@ -291,12 +292,15 @@ class Vm:
             if self._process is not None:
                 self._process.close()
         finally:
-            if self._guest is not None:
-                self._guest.close()
-            self.log.end()
-            self.frame.place.release(self.name, self.frame.sockets)
-            for lease in self._leases:
-                lease.release()
+            attempt_all(self._give_back())
+
+    def _give_back(self) -> Iterator[Callable[[], None]]:
+        if self._guest is not None:
+            yield self._guest.close
+        yield self.log.end
+        yield lambda: self.frame.place.release(self.name, self.frame.sockets)
+        for lease in self._leases:
+            yield lease.release
 
     def _words(self, config: GuestConfig) -> list[str]:
         words = ["run", "--no-config", "--host=local", f"--name={self.name}", *config.words()]

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What can be asked of a running machine, on a fake KVM. Pausing has a file of its own."""
 
+import threading
 from queue import SimpleQueue
 
 import pytest
 from fakes.guests import IER, idle
 from fakes.kernel import call, mmio_read, mmio_write
-from fakes.threads import PATIENCE, in_time
+from fakes.threads import PATIENCE, Background, happens, in_time
 
-from pyvmm import layout
+from pyvmm import frontpanel, layout
 from pyvmm.devices.virtio import bits
 from pyvmm.errors import MachineError
 from pyvmm.kvm import regs
@@ -78,6 +79,26 @@ def test_balloon_is_asked_for_and_shown(idler):
     assert it.machine.balloon() == {"wanted": 1 << 20, "actual": 0, "statistics": {}}
     with pytest.raises(MachineError, match=r"take from 0 to 16M from this guest, not 16388K\."):
         it.machine.set_balloon((16 << 20) + 4096)
+
+
+def test_guest_that_does_not_say_how_its_memory_is_holds_up_only_who_asked(idler, monkeypatch):
+    it = idler(balloon=True)
+    asked, answers = threading.Event(), []
+    balloon = next(device for device in it.machine._board.devices if device.NAME == "balloon")
+
+    def keep_silent(callback):
+        answers.append(callback)
+        asked.set()
+        return True
+
+    monkeypatch.setattr(balloon, "request_stats", keep_silent)
+    monkeypatch.setattr(frontpanel, "_FRESH", PATIENCE)
+    asking = Background(it.machine.balloon)
+    happens(asked)
+    in_time(it.machine.pause)
+    assert asking.thread.is_alive()
+    answers[0]({})
+    assert asking.result()["statistics"] == {}
 
 
 def test_guest_that_does_not_watch_its_power_key_says_so(idler):

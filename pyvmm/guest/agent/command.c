@@ -97,6 +97,7 @@ _Noreturn static void copy(const struct command *command, int from, int to)
             done += written;
         }
     check(command, STAGE_FILE, count);
+    check(command, STAGE_FILE, sys(SYS_close, to)); // some file systems tell only now that there was no room
     leave(0);
 }
 

@@ -472,6 +472,20 @@ def test_sockets_that_cannot_be_made_leave_nothing(machine, monkeypatch, run_fol
     assert runfolder.running() == []
 
 
+def test_host_that_gives_no_thread_to_serve_with_leaves_nothing(machine, monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("can't start new thread")
+
+    before = sorted(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as patch:
+        patch.setattr("pyvmm.eventloop.start_thread", refuse)
+        with pytest.raises(RuntimeError, match="new thread"):
+            control.serve(machine, "guest")
+    assert sorted(os.listdir("/proc/self/fd")) == before
+    with control.serve(machine, "guest"):
+        pass
+
+
 # Stopping
 
 

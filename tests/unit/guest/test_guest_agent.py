@@ -315,6 +315,12 @@ def test_file_that_cannot_be_copied_is_an_error_with_the_reason(guest, path, rea
             in_time(copy)
 
 
+@pytest.mark.parametrize("agent", [["close"]], indirect=True)
+def test_file_whose_writing_fails_only_when_it_is_closed_is_an_error(guest, tmp_path):
+    with pytest.raises(GuestError, match=r"file: No space left on device \(in the guest\)\."):
+        in_time(lambda: guest.put(b"x", f"{tmp_path}/file"))
+
+
 # The connection
 
 

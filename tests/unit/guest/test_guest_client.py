@@ -6,7 +6,7 @@ import struct
 
 import pytest
 from fakes.agent import CREDIT, INPUT, SIGNAL, TAKEN, FakeAgent, frame
-from fakes.threads import Background, in_time
+from fakes.threads import PATIENCE, Background, in_time
 
 from pyvmm.errors import ConfigError
 from pyvmm.guest.client import Guest
@@ -230,6 +230,20 @@ def test_more_commands_than_places_is_an_error(agent, guest):
     guest.start("x")
     with pytest.raises(GuestError, match="runs 1 commands at a time"):
         guest.start("y")
+
+
+def test_agent_that_ends_commands_which_it_never_reads_gets_no_more_of_them(agent, ready):
+    begun = []
+    with pytest.raises(GuestTimeout, match="did not answer within"):
+        while len(begun) < 100:
+            begun.append(ready.start(["x" * 60000], timeout=0.01))
+            agent.exit(len(begun))
+            in_time(begun[-1].wait)
+    running = Background(lambda: ready.run("y", timeout=PATIENCE))
+    for _ in begun:
+        agent.expect_start()
+    agent.exit(agent.expect_start()[0])
+    assert running.result().status == 0
 
 
 def test_commands_run_side_by_side(agent, ready):

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyvmm
-from pyvmm.errors import ConfigError
+from pyvmm.errors import ConfigError, HostError
 from pyvmm.lab import programs, store
 from pyvmm.lab.image import compile_packages
 
@@ -49,7 +49,7 @@ def _own() -> Iterator[tuple[str, Path]]:
     try:
         name = "pyvmm/_native.abi3.so"
         yield name, programs.native() / name
-    except ConfigError:
+    except (ConfigError, HostError):
         pass  # it is as optional there as anywhere
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The MMIO bus: which device answers at which guest physical address.
 
-Writers keep the mappings in a SortedDict under a lock and publish an immutable table with one assignment.
-Readers take the table with one attribute load and no lock, and bisect in it. Mappings never overlap, so a
-sorted list of bases is all the interval map that is needed.
+Writers, under a lock, make an immutable table and publish it with one assignment. Readers take the table
+with one load and no lock, and bisect in it. Mappings never overlap, so its sorted bases are all the interval
+map that is needed.
 
 How a mapping becomes quiet. A reader takes the device's lock and then looks whether the table it searched
 is still the published one; if not, it starts again. A writer publishes first and then takes and drops the

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The targets of ``scripts/fuzz-native``, without the fuzzer: with inputs that it found worth keeping."""
+
+import os
+from pathlib import Path
+
+import pytest
+from fakes.twins import Access, Filled, Happening
+from fuzz import exits, rings
+
+from pyvmm import nativerun
+from pyvmm.kvm.vcpu import Vcpu
+from pyvmm.ring import NATIVE, PLAIN, Ring
+
+pytestmark = pytest.mark.skipif(not os.path.exists(nativerun.FILE), reason="the native module was not built")
+
+CORPUS = Path(__file__).parent.parent / "fuzz/corpus"
+TARGETS = {"exits": exits, "rings": rings}
+INPUTS = sorted(CORPUS.glob("*/*"))
+
+
+def of(target):
+    return [path.read_bytes() for path in INPUTS if path.parent.name == target]
+
+
+@pytest.mark.parametrize("path", INPUTS, ids=lambda path: f"{path.parent.name}-{path.name[:8]}")
+def test_twins_agree_on_inputs_that_were_kept(path):
+    TARGETS[path.parent.name].check(path.read_bytes())
+
+
+def test_inputs_have_everything_that_can_happen_between_two_exits():
+    steps = [step for data in of("exits") for step in exits.steps(data)]
+    assert {type(step) for step in steps} == {Access, Filled, Happening}
+    happened = {f"_{step.name}" for step in steps if isinstance(step, Happening)}
+    assert happened == {name for name in vars(Happening) if name[0] == "_" and name[1] != "_"}
+
+
+def test_inputs_have_every_operation_on_rings():
+    operations = [todo for data in of("rings") for todo in rings.operations(data)[1]]
+    assert {(name, bits) for name, bits, *_ in operations} == {
+        (name, bits) for name in ("load_acquire", "store_release", "peer", "rearm") for bits in (16, 32)
+    }
+
+
+def test_twin_that_answers_a_load_wrongly_is_noticed(monkeypatch):
+    answer = Vcpu.answer_mmio
+    monkeypatch.setattr(Vcpu, "answer_mmio", lambda self, length, value: answer(self, length, value ^ 1))
+    with pytest.raises(AssertionError, match=r"in C:.*\n.*in Python:"):
+        for data in of("exits"):
+            exits.check(data)
+
+
+def test_operation_that_stores_nothing_is_noticed(monkeypatch):
+    broken = Ring(PLAIN)
+    broken.store_release16 = lambda address, value: 0
+    monkeypatch.setattr(rings, "_backends", lambda: [broken, Ring(NATIVE)])
+    with pytest.raises(AssertionError, match="native module"):
+        for data in of("rings"):
+            rings.check(data)

@@ -12,8 +12,8 @@ yet. While it goes on to send, it does not wait.
 
 A driver that does wait is found out so, and gets the next interrupts at once: not for ever, since the host
 may not have run the guest for a while, but for longer each time in a row. So what it can send is not bound
-by the looks. Nor does one wait for them that has no buffer left to send. Without the event index no driver
-could show what it has seen, and each is interrupted at once.
+by the looks. Nor does one wait for them that may have no buffer left to send, one pass having taken one.
+Without the event index no driver could show what it has seen, and each is interrupted at once.
 
 Looks come in pairs, ``SOON`` apart, the first one ``SOON`` after a buffer. There is another pair ``BUSY``
 later while there are more buffers, and then there are none: an idle guest is left alone. Nothing of it is

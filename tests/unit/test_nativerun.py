@@ -273,3 +273,8 @@ def test_module_from_before_the_loop_is_passed_over(vcpu, monkeypatch):
 def test_kernel_that_is_only_python_is_passed_over(vcpu, monkeypatch):
     monkeypatch.setattr(FakeKernel, "run_address", lambda self: 0)
     assert vcpu().run is None
+
+
+def test_python_without_a_gil_is_passed_over(vcpu, monkeypatch):
+    monkeypatch.setattr(sys, "abiflags", "t")
+    assert vcpu().run is None

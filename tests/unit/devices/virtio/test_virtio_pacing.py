@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Interrupts for a console's output: late and once for many, for drivers that do not wait for them."""
 
+import random
 import struct
 
 import pytest
@@ -148,6 +149,26 @@ def test_driver_that_has_not_seen_its_buffer_yet_is_not_taken_for_one_that_waits
         rig.loop.advance(SOON / 2)
         guest.collect()
     assert guest.interrupts <= 500 // guest.driver.setup.size
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_driver_that_now_spins_and_now_waits_is_always_interrupted(rig, guest, seed):
+    """``wait`` fails when it is not, or too late."""
+    chance = random.Random(seed)
+    for _ in range(100):
+        for _ in range(chance.randint(0, guest.driver.free_slots)):
+            guest.send()
+        if chance.random() < 0.5:
+            rig.loop.advance(chance.random() * 3 * SOON)
+        if chance.random() < 0.5:
+            guest.collect()
+        if chance.random() < 0.5:
+            guest.collect()
+            before = guest.interrupts
+            guest.send()
+            if guest.interrupts == before:
+                guest.wait()
+            guest.collect()
 
 
 def test_driver_without_a_free_buffer_is_interrupted_at_once(rig, guest):

@@ -144,9 +144,18 @@ class Program:
         for address, thread, function in zip(self._threads, threads, self._functions(codes), strict=True):
             holds = address == holder
             call = "" if holds else self._call(_word(thread, at["native id"]))
-            found.append((state(function, holds, call, self._gil), function))
+            seen = state(function, holds, call, self._gil), function
+            if seen[0] == LOCK_WAIT:  # or it went on since the snapshot, and waits for work by now
+                now = self._function_now(address)
+                seen = state(now, holds, call, self._gil), now
+            found.append(seen)
         self._chunks = [_word(thread, at["chunk"]) for thread in threads]
         return found
+
+    def _function_now(self, address: int) -> str:
+        (thread,) = self._read((address, self._at["thread"]))
+        (function,) = self._functions([self._code(_word(thread, self._at["frame"]), 0, b"")])
+        return function
 
     def _call(self, thread: int) -> str:
         if thread not in self._calls:

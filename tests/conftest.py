@@ -1,2 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
+"""What holds for all tests."""
+
+import signal
+
 pytest_plugins = ["pytester"]
+
+# A shell's background jobs ignore the keyboard's signals, and so would all programs that tests start.
+for _number, _handler in (signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _handler)

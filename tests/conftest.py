@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What holds for all tests."""
 
+import os
 import signal
 
 pytest_plugins = ["pytester"]
@@ -9,3 +10,6 @@ pytest_plugins = ["pytester"]
 for _number, _handler in (signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL):
     if signal.getsignal(_number) is signal.SIG_IGN:
         signal.signal(_number, _handler)
+
+# Users have buffered streams, and what is left in a buffer matters at the exit.
+os.environ.pop("PYTHONUNBUFFERED", None)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 
@@ -22,4 +23,5 @@ def _write(lines: list[str]) -> None:
         sys.stderr.write("".join(line + end for line in lines))
         sys.stderr.flush()
     except OSError:
-        pass  # stderr is gone, and with it whoever would have read this
+        # Nobody reads it. A new stream has nothing left to be flushed at the exit, whose code that would make 120.
+        sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace", closefd=False)

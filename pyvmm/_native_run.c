@@ -51,7 +51,8 @@ struct vcpu {
 	PyObject *stopped, *handlers, *mmio, *on_mmio, *answers, *published;
 };
 
-// Places in what the bus publishes, and in a way.
+// Places in what the bus publishes, and in a way. With these, or with what `run` is bound to, the number in the name
+// of pyvmm_runner_1 must change: then a module that was built before is not taken for one that fits.
 enum { BASES, LASTS, WAYS, MAPPINGS, PLACES };
 enum { ACQUIRE, RELEASE, READ, WRITE, READERS, WRITERS, COUNTER, FROM_C };
 
@@ -240,7 +241,7 @@ static PyObject *run(PyObject *bound, PyObject *Py_UNUSED(nothing))
 }
 
 // Called with the GIL (PyDLL). The function keeps what it is bound to, and the garbage collector sees both.
-PyObject *pyvmm_runner(PyObject *bound)
+PyObject *pyvmm_runner_1(PyObject *bound)
 {
 	static PyMethodDef method = { "run", run, METH_NOARGS, NULL };
 

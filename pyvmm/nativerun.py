@@ -45,7 +45,7 @@ def runner(
         return None
     try:
         # The GIL is kept: the function lets go of it by itself.
-        make = ctypes.PyDLL(FILE)["pyvmm_runner"]
+        make = ctypes.PyDLL(FILE)["pyvmm_runner_1"]
     except (OSError, AttributeError):
         return None
     make.argtypes, make.restype = (ctypes.py_object,), ctypes.py_object

@@ -23,5 +23,5 @@ def _write(lines: list[str]) -> None:
         sys.stderr.write("".join(line + end for line in lines))
         sys.stderr.flush()
     except OSError:
-        # Nobody reads it. A new stream has nothing left to be flushed at the exit, whose code that would make 120.
+        # Nobody reads it. A new stream has nothing left to flush at the exit, whose code that would make 120.
         sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace", closefd=False)

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from pyvmm.eventloop import EventLoop, Watch
 
-_ACCEPTED_PER_PASS = 16
 _READ_SIZE = 64 << 10
 
 
@@ -56,19 +55,19 @@ class Listener:
             self._watch = None
 
     def _acceptable(self, _events: int) -> None:
-        for _ in range(_ACCEPTED_PER_PASS):
-            try:
-                fd = self._socket.accept()
-            except OSError:  # those who wait are there still when a descriptor is free
-                self._stop()
-                self._loop.call_later(RETRY, self._start)
-                return
-            if fd is None:
-                return
-            try:
-                self._on_client(fd)
-            except OSError:
-                os.close(fd)
+        # One in a pass: what those do who were there before, who may have gone, comes between two newcomers.
+        try:
+            fd = self._socket.accept()
+        except OSError:  # those who wait are there still when a descriptor is free
+            self._stop()
+            self._loop.call_later(RETRY, self._start)
+            return
+        if fd is None:
+            return
+        try:
+            self._on_client(fd)
+        except OSError:
+            os.close(fd)
 
 
 def _listen(path: str) -> UnixListener:

@@ -9,7 +9,7 @@ from pyvmm.testing.errors import GuestPanic
 @pytest.mark.vmm_allow_panic
 def test_crash_is_recognised_with_its_reason(vm_booted, console):
     console.sendline("echo c >/proc/sysrq-trigger")
-    console.expect(r"Kernel panic - not syncing: ([^\r]*)")
+    console.expect(r"Kernel panic - not syncing: ([^\r]*)\r")
     assert console.match[1] == "sysrq triggered crash"
     end = vm_booted.wait()
     assert (end.reason, end.exit_code) == ("panic", 255)

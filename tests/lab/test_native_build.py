@@ -33,5 +33,5 @@ def test_module_built_without_headers_passes_the_tests_of_the_other(tmp_path):
 def test_lab_host_uses_the_module(lab):
     source = "from pyvmm.ring import Ring; from pyvmm import nativerun, ring; "
     source += "print(Ring().backend, ring.NATIVE, ring.ctypes.PyDLL(nativerun.FILE)['pyvmm_runner_1'])"
-    with lab.popen(["python3", "-c", source], stdout=subprocess.PIPE, text=True) as process:
+    with lab.popen(["python3", "-P", "-c", source], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.read().startswith("native module native module <")

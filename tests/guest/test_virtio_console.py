@@ -40,8 +40,9 @@ class PortGuest:
         self._directory = directory
 
     def device(self, name="agent"):
-        """The port's device in the guest."""
-        found = self.guest.run(f"grep -lx {name} /sys/class/virtio-ports/*/name").strip()
+        """The port's device in the guest, which hears of its ports after it has loaded the driver."""
+        look = f"grep -lx {name} /sys/class/virtio-ports/*/name 2>/dev/null"
+        found = self.guest.run(f"until {look}; do usleep 1000; done").strip()
         return f"/dev/{found.split('/')[4]}"
 
     def connect(self, name="agent"):

@@ -70,8 +70,8 @@ class VhostPair:
         self._run()
 
     def _run(self) -> None:
-        """Let the kernel work every queue there is, while the link is up and the driver broke no rule."""
-        if self._paused or self._quiet or not self._up or not self._session.alive:
+        """Let the kernel work every queue there is, while the link is up."""
+        if self._paused or self._quiet or not self._up:
             return
         try:
             for index, ring in enumerate(self._rings):

@@ -117,9 +117,9 @@ class VhostRing:
         self._watch = session.watch(self._error_fd, self._broken)
 
     def prepare(self) -> bool:
-        """Tell the kernel of the ring. False when the driver has none there. Raises OSError."""
+        """Tell the kernel of the ring. False: the driver has none there, or broke a rule. Raises OSError."""
         queue = self.queue
-        if self.prepared or queue.ring is None or queue.setup is None:
+        if self.prepared or queue.ring is None or queue.setup is None or not self._session.alive:
             return self.prepared
         kick, call = queue.offload()
         base = queue.ring.state()["available"]

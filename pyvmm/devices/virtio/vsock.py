@@ -121,15 +121,13 @@ class Vsock(VirtioDevice):
         self._run()
 
     def _run(self) -> None:
-        """Start the kernel's half once both of its queues are there, unless the driver broke a rule."""
+        """Start the kernel's half once both of its queues are there."""
         rings = self._rings
-        if self._session is None or not self._session.alive:
-            return
         if all(ring.prepared for ring in rings) or any(ring.queue.ring is None for ring in rings):
             return
         try:
-            for ring in rings:
-                ring.prepare()
+            if not all(ring.prepare() for ring in rings):
+                return
             self._vhost.set_running(True)
             for ring in rings:
                 ring.kick()

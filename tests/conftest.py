@@ -13,3 +13,8 @@ for _number, _handler in (signal.SIGINT, signal.default_int_handler), (signal.SI
 
 # Users have buffered streams, and what is left in a buffer matters at the exit.
 os.environ.pop("PYTHONUNBUFFERED", None)
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Long bytes are no names: they may be other ones in each process (a gzip header holds the time)."""
+    return argname if isinstance(val, bytes) and len(val) > 16 else None

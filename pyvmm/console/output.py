@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 _HIGH_WATER = 1 << 20
 _LINE_LIMIT = 4096
 # After a write, gather output for this long (seconds): a byte at a time would wake the reader, and fight the
-# vCPU for the interpreter, once a byte. Nobody sees so short a delay on a screen.
-_GATHER = 0.004
+# vCPU for the interpreter, once a byte. Nobody sees so short a delay on a screen; and longer, but two frames
+# of it, when so much came that the screen scrolls anyway.
+_GATHER, _GATHER_MUCH = 0.004, 0.032
+_MUCH = 1024
 # The newest output is kept for whoever comes to look.
 _KEPT = 256 << 10
 _TRIMMED_BY = 64 << 10  # at least, so that a flood of single bytes does not trim at every one
@@ -53,7 +55,8 @@ class ConsoleWriter:
         self._written = 0
         self._released = False
         self._abandoned = False
-        self._closing = threading.Event()
+        self._closing = False
+        self._hurry = threading.Event()  # gather no more: somebody waits for room, or for the end
         self._thread = start_thread(self._main, "console")
 
     @property
@@ -99,9 +102,12 @@ class ConsoleWriter:
             self._buffer += data
             self._show(data)
             self._line += data
-            if b"\n" in data or len(self._line) > _LINE_LIMIT:
+            if b"\n" in data or len(self._line) > 2 * _LINE_LIMIT:
                 self._finish_lines()
-            return self._wait_for_room if len(self._buffer) > _HIGH_WATER else None
+            if len(self._buffer) <= _HIGH_WATER:
+                return None
+            self._hurry.set()
+            return self._wait_for_room
 
     def _finish_lines(self) -> None:
         *lines, rest = bytes(self._line).split(b"\n")
@@ -141,7 +147,8 @@ class ConsoleWriter:
         """
         with self._ready:
             self._released = True
-            self._closing.set()
+            self._closing = True
+            self._hurry.set()
             self._ready.notify_all()
         written = -1
         while self._thread.is_alive() and written != self._written:
@@ -155,17 +162,19 @@ class ConsoleWriter:
             while data := self._next():
                 for fd in list(self._outputs):
                     self._write_all(fd, data)
-                self._closing.wait(_GATHER)
+                self._hurry.wait(_GATHER_MUCH if len(data) >= _MUCH else _GATHER)
         except BaseException as error:
             self._on_error(error)
 
     def _next(self) -> bytes:
         """The next piece to write; nothing when there will be none."""
         with self._ready:
-            while not self._buffer and not self._closing.is_set():
+            while not self._buffer and not self._closing:
                 self._idle = True
                 self._ready.wait()
             data, self._buffer = bytes(self._buffer), bytearray()
+            if not self._closing:
+                self._hurry.clear()
             self._ready.notify_all()
             called, self._wanting_room = self._wanting_room, []
         for callback in called:

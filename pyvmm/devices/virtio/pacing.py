@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from pyvmm.devices.virtio.session import ActiveQueue
 
 #: Seconds between the looks of a pair, and between pairs while there is much output.
-SOON, BUSY = 0.001, 0.01
+SOON, BUSY = 0.004, 0.04
 # For so many passes over the queue a driver that waits is interrupted at once: the first time, and at most.
-_SHORTLY, _LONG = 16, 4096
+_SHORTLY, _LONG = 4, 4096
 
 
 class Pace:

@@ -117,7 +117,7 @@ def test_driver_that_waited_is_interrupted_at_once_afterwards(rig, guest):
     guest.send()
     guest.wait()
     guest.collect()
-    for count in range(2, 10):
+    for count in range(2, 6):
         guest.send()
         assert guest.interrupts == count
         guest.collect()
@@ -191,7 +191,7 @@ def test_looks_share_a_timer_and_end_with_the_output(rig, guest):
     rig.loop.call_later = lambda seconds, callback: made.append(seconds) or call_later(seconds, callback)
     for _ in range(100):
         guest.put()
-        rig.loop.advance(0.0005)
+        rig.loop.advance(SOON / 2)
     assert made[:5] == [SOON, SOON, BUSY, SOON, BUSY]
     assert len(made) <= 12
     rig.loop.advance(1)

@@ -105,7 +105,7 @@ static PyObject *call_device(PyObject *way, const struct access *access, uint64_
 
 	if (function) {
 		Py_INCREF(function);
-		result = PyObject_CallFunctionObjArgs(function, value, NULL);
+		result = value ? PyObject_CallFunctionObjArgs(function, value, NULL) : PyObject_CallNoArgs(function);
 		Py_DECREF(function);
 	} else if (!PyErr_Occurred()) {
 		where = PyLong_FromUnsignedLongLong(offset);
@@ -119,17 +119,26 @@ static PyObject *call_device(PyObject *way, const struct access *access, uint64_
 	return result;
 }
 
-// Calls what takes no arguments. Returns 0, or -1 with an exception: the one there was before, if there was one.
+// Calls what takes no arguments. Returns 0, or -1 with an exception.
 static int call(PyObject *function)
 {
-	PyObject *type, *value, *traceback, *result;
+	PyObject *result = PyObject_CallNoArgs(function);
 
-	PyErr_Fetch(&type, &value, &traceback);
-	result = PyObject_CallNoArgs(function);
 	Py_XDECREF(result);
-	if (type)
-		PyErr_Restore(type, value, traceback);
-	return result && !type ? 0 : -1;
+	return result ? 0 : -1;
+}
+
+// Likewise; an exception that there was before stays.
+static int call_anyway(PyObject *function)
+{
+	PyObject *type, *value, *traceback;
+
+	if (!PyErr_Occurred())
+		return call(function);
+	PyErr_Fetch(&type, &value, &traceback);
+	call(function);
+	PyErr_Restore(type, value, traceback);
+	return -1;
 }
 
 // Bus.read and Bus.write. Returns 1, or 0 when it is Python's, or -1 with an exception.
@@ -155,15 +164,15 @@ static int access_device(const struct vcpu *vcpu, PyObject *table, const struct 
 		++*(uint64_t *)PyLong_AsVoidPtr(PyTuple_GetItem(way, FROM_C));
 		result = call_device(way, access, access->address - base, value);
 	}
-	failed = call(PyTuple_GetItem(way, RELEASE));
+	failed = call_anyway(PyTuple_GetItem(way, RELEASE));
 	Py_XDECREF(value);
 	if (result && !failed && access->is_write) {
 		failed = result != Py_None && call(result);
 	} else if (result && !failed) {
-		answer = PyLong_AsUnsignedLongLongMask(result) & mask(access);
-		failed = PyErr_Occurred() != NULL;
+		answer = PyLong_AsUnsignedLongLongMask(result);
+		failed = answer == UINT64_MAX && PyErr_Occurred();
 		if (!failed)
-			vcpu->page->mmio.data = answer;
+			vcpu->page->mmio.data = answer & mask(access);
 	}
 	Py_XDECREF(result);
 	return failed ? -1 : published;

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds ``pyvmm/_native.abi3.so``: the ordered operations of ``pyvmm.ring`` and the run loop of
-``pyvmm.nativerun``, in C.
+"""Builds ``pyvmm/_native.abi3.so``: the ordered operations of ``pyvmm.ring``, the run loop of
+``pyvmm.nativerun`` and the virtqueues of ``pyvmm.devices.virtio.nativequeue``, in C.
 
 setuptools runs it through cffi, at installation. Both load the result as a plain library, through ctypes:
 nothing here is imported at run time, nor is cffi.
@@ -24,7 +24,10 @@ uint16_t pyvmm_rearm16(uintptr_t address, uintptr_t value, uintptr_t peer);
 uint16_t pyvmm_rearm32(uintptr_t address, uintptr_t value, uintptr_t peer);
 """
 
-_FILES = [os.path.join(os.path.dirname(__file__), name) for name in ("_native_ring.c", "_native_run.c")]
+_FILES = [
+    os.path.join(os.path.dirname(__file__), name)
+    for name in ("_native_ring.c", "_native_run.c", "_native_queue.c")
+]
 
 
 def _source() -> str:

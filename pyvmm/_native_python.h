@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What _native_run.c uses of Python's stable ABI and of libc, for compilers without either's headers: those with
+// What _native_run.c and _native_queue.c use of Python's stable ABI and of libc, for compilers without either's headers: those with
 // which the lab builds the module for another machine. Where Python.h is there, it is used instead, and so checks
 // that the file is right about these.
 
@@ -18,21 +18,29 @@ typedef struct {
 } PyMethodDef;
 
 extern PyObject _Py_NoneStruct;
+extern PyObject *PyExc_ValueError;
 
 void Py_IncRef(PyObject *);
 void Py_DecRef(PyObject *);
 int PyArg_ParseTuple(PyObject *, const char *, ...);
 char *PyBytes_AsString(PyObject *);
 Py_ssize_t PyBytes_Size(PyObject *);
+PyObject *PyBool_FromLong(long);
 PyObject *PyCFunction_NewEx(PyMethodDef *, PyObject *, PyObject *);
 PyObject *PyDict_GetItemWithError(PyObject *, PyObject *);
 Py_ssize_t PyDict_Size(PyObject *);
 void PyErr_Fetch(PyObject **, PyObject **, PyObject **);
 PyObject *PyErr_Occurred(void);
 void PyErr_Restore(PyObject *, PyObject *, PyObject *);
+void PyErr_SetString(PyObject *, const char *);
 void PyEval_RestoreThread(PyThreadState *);
 PyThreadState *PyEval_SaveThread(void);
+int PyList_Append(PyObject *, PyObject *);
 PyObject *PyList_GetItem(PyObject *, Py_ssize_t);
+PyObject *PyList_New(Py_ssize_t);
+int PyList_SetSlice(PyObject *, Py_ssize_t, Py_ssize_t, PyObject *);
+Py_ssize_t PyList_Size(PyObject *);
+unsigned long PyLong_AsUnsignedLong(PyObject *);
 unsigned long PyLong_AsUnsignedLongMask(PyObject *);
 unsigned long long PyLong_AsUnsignedLongLongMask(PyObject *);
 void *PyLong_AsVoidPtr(PyObject *);
@@ -41,10 +49,18 @@ PyObject *PyLong_FromUnsignedLongLong(unsigned long long);
 PyObject *PyObject_CallFunction(PyObject *, const char *, ...);
 PyObject *PyObject_CallFunctionObjArgs(PyObject *, ...);
 PyObject *PyObject_CallNoArgs(PyObject *);
+PyObject *PyObject_GetAttr(PyObject *, PyObject *);
+PyObject *PyObject_GetItem(PyObject *, PyObject *);
+PyObject *PySlice_New(PyObject *, PyObject *, PyObject *);
 PyObject *PyTuple_GetItem(PyObject *, Py_ssize_t);
+PyObject *PyTuple_New(Py_ssize_t);
+int PyTuple_SetItem(PyObject *, Py_ssize_t, PyObject *);
+PyObject *Py_BuildValue(const char *, ...);
 int *__errno_location(void);
 
+#define METH_VARARGS 1
 #define METH_NOARGS 4
+#define METH_O 8
 #define Py_None (&_Py_NoneStruct)
 #define Py_INCREF Py_IncRef
 #define Py_DECREF Py_DecRef

@@ -11,9 +11,8 @@ the C leaves alone, and everything where there is no module. Guests and devices 
 from __future__ import annotations
 
 import ctypes
-import os
-import sys
 
+from pyvmm import native
 from pyvmm.kvm import uapi
 
 TYPE_CHECKING = False
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from pyvmm.kvm.vcpu import Vcpu
     from pyvmm.mmio.bus import Bus
 
-FILE = os.path.join(os.path.dirname(__file__), "_native.abi3.so")
+_MAKER = "pyvmm_runner_1"
 
 
 def runner(
@@ -41,14 +40,9 @@ def runner(
     comes. ``answers`` and ``stores`` are the serial port's (``pyvmm.shortcut``). For the vCPU's own thread.
     """
     ioctl = vcpu.kernel.run_address()
-    if not ioctl or "t" in sys.abiflags:  # without a GIL the module's C is not safe
+    make = native.maker(_MAKER)
+    if not ioctl or make is None:
         return None
-    try:
-        # The GIL is kept: the function lets go of it by itself.
-        make = ctypes.PyDLL(FILE)["pyvmm_runner_1"]
-    except (OSError, AttributeError):
-        return None
-    make.argtypes, make.restype = (ctypes.py_object,), ctypes.py_object
     # As _native_run.c's `run` takes it apart.
     bound = (
         ioctl,

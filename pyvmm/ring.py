@@ -9,19 +9,18 @@ Nor has Python a fence, and RISC-V's memory model lets loads and stores pass eac
 So this module is the only one that touches such words. It offers whole operations, each with the fence it
 needs inside: no device ever has to think of one. They are carried out, in this order of preference, by
 
-- ``_native.abi3.so`` beside this file, a few lines of C built at installation where there is a compiler;
+- the native module (``pyvmm.native``), a few lines of C;
 - libatomic, whose ``__atomic_load_2`` is one load with the fences that its order asks for;
 - plain Python, only when asked for by name: for tests, where both sides are one thread.
 
-The libraries are called through ``PyDLL``, which keeps the GIL: giving it up for a nanosecond's work costs a
-thread switch whenever another thread wants it (docs/adr/0009).
+The libraries are called through ``PyDLL``, which keeps the GIL: see ``native.library``.
 """
 
 from __future__ import annotations
 
 import ctypes
-import os
 
+from pyvmm import native
 from pyvmm.errors import HostError
 
 TYPE_CHECKING = False
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 
 NATIVE, LIBATOMIC, PLAIN = "native module", "libatomic", "plain Python"
 
-_NATIVE_FILE = os.path.join(os.path.dirname(__file__), "_native.abi3.so")
 _LIBATOMIC_FILE = "libatomic.so.1"
 
 # The memory orders of <stdatomic.h>, which are part of libatomic's ABI.
@@ -106,7 +104,7 @@ def _bind(library: ctypes.CDLL, name: str, result: type | None, *arguments: type
 
 
 def _native() -> Operations:
-    library = ctypes.PyDLL(_NATIVE_FILE)
+    library = native.library()
     operations = {}
     for bits, result in _RESULT.items():
         for name, returns, count in (

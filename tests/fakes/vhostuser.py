@@ -137,6 +137,7 @@ class FakeBackend:
             os.close(fd)
             banks.append(Bank(base, size, RAM, mapping=mapping, offset=0, fd=-1, page=mmap.PAGESIZE))
         self._memory._banks = tuple(banks)
+        self._memory._find_main()
 
     def _guest_address(self, host):
         for base, size, start, _ in self._regions:

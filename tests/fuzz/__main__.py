@@ -17,10 +17,10 @@ def main() -> None:
     name, module, *options = sys.argv[1:]
     with atheris.instrument_imports(include=["pyvmm"]):
         target = importlib.import_module(f"fuzz.{name}")
-    from pyvmm import nativerun, ring
+    from pyvmm import native
 
     ctypes.PyDLL(module)  # or it says why not; pyvmm would do without it
-    nativerun.FILE = ring._NATIVE_FILE = module
+    native.FILE = module
     atheris.Setup([sys.argv[0], *options], target.check)
     atheris.Fuzz()
 

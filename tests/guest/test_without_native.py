@@ -10,8 +10,8 @@ COMMAND = [
     "-c",
     """if True:
     import sys
-    from pyvmm import cli, nativerun, ring
-    nativerun.FILE = ring._NATIVE_FILE = "/nonexistent"
+    from pyvmm import cli, native
+    native.FILE = "/nonexistent"
     assert ring.Ring().backend == ring.LIBATOMIC
     sys.exit(cli.main(["run", "--host=local", *sys.argv[1:]]))
     """,

@@ -12,8 +12,8 @@ from pyvmm.lab.programs import native
 
 TESTS = Path(__file__).parent.parent
 PLUGIN = """
-from pyvmm import nativerun, ring
-nativerun.FILE = ring._NATIVE_FILE = {path!r}
+from pyvmm import native
+native.FILE = {path!r}
 """
 
 
@@ -31,7 +31,7 @@ def test_module_built_without_headers_passes_the_tests_of_the_other(tmp_path):
 
 @pytest.mark.lab
 def test_lab_host_uses_the_module(lab):
-    source = "from pyvmm.ring import Ring; from pyvmm import nativerun, ring; "
-    source += "print(Ring().backend, ring.NATIVE, ring.ctypes.PyDLL(nativerun.FILE)['pyvmm_runner_1'])"
+    source = "from pyvmm import native, ring; "
+    source += "print(ring.Ring().backend, *map(native.maker, ('pyvmm_runner_1', 'pyvmm_queue_1')))"
     with lab.popen(["python3", "-P", "-c", source], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.read().startswith("native module native module <")
+        assert process.stdout.read().startswith("native module <_FuncPtr")

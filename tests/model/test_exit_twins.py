@@ -14,7 +14,7 @@ from fakes.twins import FREE, HUGE, PROBE, SAMPLE, TOP, UART, Access, Filled, Ha
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyvmm import nativerun
+from pyvmm import native
 
 near = st.sampled_from([UART, SAMPLE, SAMPLE, SAMPLE, PROBE, PROBE, FREE, TOP, HUGE, 0])
 offsets = st.one_of(
@@ -63,7 +63,7 @@ guests = st.builds(
 )
 
 
-@pytest.mark.skipif(not os.path.exists(nativerun.FILE), reason="the native module was not built")
+@pytest.mark.skipif(not os.path.exists(native.FILE), reason="the native module was not built")
 @settings(deadline=None, max_examples=400)
 @given(guests)
 def test_twins_agree_on_everything(steps):

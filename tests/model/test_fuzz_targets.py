@@ -8,11 +8,11 @@ import pytest
 from fakes.twins import Access, Filled, Happening
 from fuzz import exits, rings
 
-from pyvmm import nativerun
+from pyvmm import native
 from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.ring import NATIVE, PLAIN, Ring
 
-pytestmark = pytest.mark.skipif(not os.path.exists(nativerun.FILE), reason="the native module was not built")
+pytestmark = pytest.mark.skipif(not os.path.exists(native.FILE), reason="the native module was not built")
 
 CORPUS = Path(__file__).parent.parent / "fuzz/corpus"
 TARGETS = {"exits": exits, "rings": rings}

@@ -7,7 +7,7 @@ import sysconfig
 
 import pytest
 
-from pyvmm import nativerun
+from pyvmm import native
 
 
 def test_native_module_is_there_where_it_can_be_compiled():
@@ -15,4 +15,4 @@ def test_native_module_is_there_where_it_can_be_compiled():
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if not compiler or not os.path.exists(headers):
         pytest.skip("there is no C compiler, or no headers of Python's")
-    assert os.path.exists(nativerun.FILE)
+    assert os.path.exists(native.FILE)

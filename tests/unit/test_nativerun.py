@@ -11,13 +11,13 @@ import weakref
 import pytest
 from fakes.kernel import FakeKernel, mmio_read, mmio_write, shutdown, wait_for_kick
 
-from pyvmm import nativerun
+from pyvmm import native, nativerun
 from pyvmm.kvm import uapi
 from pyvmm.kvm.system import Kvm
 from pyvmm.mmio.bus import Bus
 from pyvmm.mmio.regs import Reg, RegisterDevice
 
-pytestmark = pytest.mark.skipif(not os.path.exists(nativerun.FILE), reason="the native module was not built")
+pytestmark = pytest.mark.skipif(not os.path.exists(native.FILE), reason="the native module was not built")
 
 DEVICE = 0x1000_0000
 LEFT_TO_PYTHON = uapi.KVM_EXIT_MMIO
@@ -261,12 +261,12 @@ def test_nothing_is_leaked_and_cycles_are_collected(vcpu):
 
 
 def test_without_the_module_there_is_no_such_loop(vcpu, monkeypatch, tmp_path):
-    monkeypatch.setattr(nativerun, "FILE", str(tmp_path / "_native.abi3.so"))
+    monkeypatch.setattr(native, "FILE", str(tmp_path / "_native.abi3.so"))
     assert vcpu().run is None
 
 
 def test_module_from_before_the_loop_is_passed_over(vcpu, monkeypatch):
-    monkeypatch.setattr(nativerun, "FILE", ctypes.CDLL("libc.so.6")._name)
+    monkeypatch.setattr(native, "FILE", ctypes.CDLL("libc.so.6")._name)
     assert vcpu().run is None
 
 

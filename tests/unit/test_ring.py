@@ -4,6 +4,7 @@ import threading
 
 import pytest
 
+from pyvmm import native
 from pyvmm import ring as ring_module
 from pyvmm.errors import HostError
 from pyvmm.ring import LIBATOMIC, NATIVE, PLAIN, Ring
@@ -23,7 +24,7 @@ def ring(request):
 
 @pytest.fixture
 def no_native(monkeypatch):
-    monkeypatch.setattr(ring_module, "_NATIVE_FILE", "/nonexistent/_native.abi3.so")
+    monkeypatch.setattr(native, "FILE", "/nonexistent/_native.abi3.so")
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def test_without_native_module_libatomic_is_used(no_native):
 def test_native_module_of_another_machine_is_passed_over(tmp_path, monkeypatch):
     alien = tmp_path / "_native.abi3.so"
     alien.write_bytes(b"\x7fELF" + bytes(60))
-    monkeypatch.setattr(ring_module, "_NATIVE_FILE", str(alien))
+    monkeypatch.setattr(native, "FILE", str(alien))
     assert Ring().backend == LIBATOMIC
 
 

@@ -22,7 +22,7 @@ from fakes.kernel import (
 )
 from fakes.threads import PATIENCE, happens, in_time
 
-from pyvmm import nativerun, outcome
+from pyvmm import native, outcome
 from pyvmm.errors import KvmError
 from pyvmm.kvm import regs, uapi
 from pyvmm.kvm.system import Kvm
@@ -30,7 +30,7 @@ from pyvmm.mmio.bus import Bus
 from pyvmm.runner import KICK, VcpuThread
 
 DEVICE = 0x1000_0000
-HAVE_C = os.path.exists(nativerun.FILE)
+HAVE_C = os.path.exists(native.FILE)
 PC = regs.core("pc")
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import struct
 
 from pyvmm.devices.virtio.chain import INDIRECT, MAX_BYTES, MIXED, NEXT, WRITE, Chain, read_table
-from pyvmm.devices.virtio.queue import MAX_SIZE, area, queue_closed, wants_event
+from pyvmm.devices.virtio.queue import MAX_SIZE, Position, area, queue_closed, wants_event
 from pyvmm.errors import QueueError
 
 TYPE_CHECKING = False
@@ -38,9 +38,8 @@ class PackedQueue:
     """See Virtqueue. Raises QueueError for a size or addresses at which no queue can be."""
 
     __slots__ = (
-        "_descriptors", "_driver_event", "_flags", "_in_flight", "_indirect", "_load16", "_memory", "_next",
-        "_notify_word", "_peek", "_peer32", "_rearm32", "_release16", "_release32", "_unsignalled", "_used",
-        "_used_wrap", "_wrap", "event_idx", "size",
+        "_descriptors", "_driver_event", "_flags", "_indirect", "_load16", "_memory", "_notify_word", "_peek",
+        "_peer32", "_rearm32", "_release16", "_release32", "event_idx", "position", "size",
     )  # fmt: skip
 
     def __init__(self, memory: GuestMemory, ring: Ring, setup: QueueSetup) -> None:
@@ -60,31 +59,28 @@ class PackedQueue:
         self._rearm32: Callable[[int, int, int], int] = ring.rearm32
         self._peer32: Callable[[int], int] = ring.peer32
         self._peek: Callable[[memoryview, int], tuple[int, ...]] = _FLAGS
-        # Positions in the ring, and the wrap counters there: what to take next, where to put what is used.
-        self._next = self._used = 0
-        self._wrap = self._used_wrap = 1
-        self._in_flight = 0  # slots taken and not given back
-        self._unsignalled = 0  # slots given back since the last should_interrupt
+        self.position = Position(wrap=1, used_wrap=1)
 
     def pop(self) -> Chain | None:
         """The next buffer the driver made available, or None. Raises QueueError."""
-        at = self._next
+        position = self.position
+        at = position.next
         flags = self._load16(self._flags + 16 * at)  # pairs with the driver's barrier before the head's flags
-        if flags & _TURN != (_AVAIL if self._wrap else _USED):
+        if flags & _TURN != (_AVAIL if position.wrap else _USED):
             return None
         chain = Chain(0, [], [], 1)
         size = self._walk(chain, self._descriptors, self.size, at)
         slots = chain.slots
-        if self._in_flight + slots > self.size:
+        if position.in_flight + slots > self.size:
             raise QueueError("the driver made descriptors available that the device holds")
         if size > MAX_BYTES or chain.fault:
             raise chain.refusal(size)
-        self._in_flight += slots
+        position.in_flight += slots
         at += slots
         if at >= self.size:
             at -= self.size
-            self._wrap ^= 1
-        self._next = at
+            position.wrap ^= 1
+        position.next = at
         return chain
 
     def _walk(self, chain: Chain, table: memoryview | bytes, entries: int, at: int) -> int:
@@ -147,34 +143,36 @@ class PackedQueue:
 
     def _use(self, chain: Chain, written: int) -> tuple[int, int]:
         """Write a used descriptor but for its flags: where they go, and what they are."""
-        at, slots = self._used, chain.slots
-        flags = _TURN if self._used_wrap else 0
+        position, slots = self.position, chain.slots
+        at = position.used
+        flags = _TURN if position.used_wrap else 0
         _USED_ELEMENT(self._descriptors, 16 * at + 8, written, chain.head)
         place = self._flags + 16 * at
         at += slots
         if at >= self.size:
             at -= self.size
-            self._used_wrap ^= 1
-        self._used = at
-        self._in_flight -= slots
-        self._unsignalled += slots
+            position.used_wrap ^= 1
+        position.used = at
+        position.in_flight -= slots
+        position.unsignalled += slots
         chain.close()
         return place, flags | WRITE if written else flags
 
     def should_interrupt(self) -> bool:
         """Whether the driver wants to hear of what was completed since the last call. Ask once a pass."""
-        count = self._unsignalled
+        position = self.position
+        count = position.unsignalled
         if not count:
             return False
-        self._unsignalled = 0
+        position.unsignalled = 0
         # Pairs with the driver's full barrier between asking for interrupts and looking at the ring again.
         event = self._peer32(self._driver_event)
         if not self.event_idx or event >> 16 != _AT_DESCRIPTOR:
             return event >> 16 != _DISABLE
         at = event & 0x7FFF
-        if event >> 15 & 1 != self._used_wrap:  # in the lap before
+        if event >> 15 & 1 != position.used_wrap:  # in the lap before
             at -= self.size
-        return wants_event(at, self._used, self._used - min(count, self.size))
+        return wants_event(at, position.used, position.used - min(count, self.size))
 
     def pause_notify(self) -> None:
         """Tell the driver that it need not notify."""
@@ -182,7 +180,7 @@ class PackedQueue:
 
     def resume_notify(self) -> bool:
         """Ask to hear of the next buffer. True when there is one already: then nothing is asked for."""
-        at, wrap = self._next, self._wrap
+        at, wrap = self.position.next, self.position.wrap
         available = _AVAIL if wrap else _USED
         if self._peek(self._descriptors, 16 * at + 14)[0] & _TURN == available:  # unordered: pop looks again
             return True
@@ -202,16 +200,18 @@ class PackedQueue:
 
     def state(self) -> dict[str, int]:
         """Positions in the ring with their wrap counters, and what should_interrupt has to look at yet."""
+        position = self.position
         return {
-            "available": self._next,
-            "available_wrap": self._wrap,
-            "used": self._used,
-            "used_wrap": self._used_wrap,
-            "unsignalled": self._unsignalled,
+            "available": position.next,
+            "available_wrap": position.wrap,
+            "used": position.used,
+            "used_wrap": position.used_wrap,
+            "unsignalled": position.unsignalled,
         }
 
     def load_state(self, state: dict[str, int]) -> None:
         """Go on from where ``state()`` was taken, on the same guest memory."""
-        self._next, self._used = state["available"] % self.size, state["used"] % self.size
-        self._wrap, self._used_wrap = state["available_wrap"] & 1, state["used_wrap"] & 1
-        self._unsignalled = state["unsignalled"]
+        position = self.position
+        position.next, position.used = state["available"] % self.size, state["used"] % self.size
+        position.wrap, position.used_wrap = state["available_wrap"] & 1, state["used_wrap"] & 1
+        position.unsignalled = state["unsignalled"]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 
 from pyvmm.devices.virtio.chain import INDIRECT, MAX_BYTES, MIXED, NEXT, WRITE, Chain, read_table
-from pyvmm.devices.virtio.queue import MAX_SIZE, area, queue_closed, wants_event
+from pyvmm.devices.virtio.queue import MAX_SIZE, Position, area, queue_closed, wants_event
 from pyvmm.errors import QueueError
 
 TYPE_CHECKING = False
@@ -33,9 +33,9 @@ class SplitQueue:
     """See Virtqueue. Raises QueueError for a size or addresses at which no queue can be."""
 
     __slots__ = (
-        "_available", "_descriptors", "_indirect", "_load16", "_mask", "_memory", "_next", "_notify_word",
-        "_peer16", "_rearm16", "_release16", "_seen", "_signalled", "_suppress_word", "_take_index", "_used",
-        "_used_index", "_used_ring", "event_idx", "size",
+        "_available", "_descriptors", "_indirect", "_load16", "_mask", "_memory", "_notify_word", "_peer16",
+        "_rearm16", "_release16", "_suppress_word", "_take_index", "_used_index", "_used_ring", "event_idx",
+        "position", "size",
     )  # fmt: skip
 
     def __init__(self, memory: GuestMemory, ring: Ring, setup: QueueSetup) -> None:
@@ -57,20 +57,20 @@ class SplitQueue:
         self._release16: Callable[[int, int], object] = ring.store_release16
         self._rearm16: Callable[[int, int, int], int] = ring.rearm16
         self._peer16: Callable[[int], int] = ring.peer16
-        self._next = self._seen = 0  # of the available ring: what to take next; the index last seen
-        self._used = self._signalled = 0  # of the used ring: its index, now and at the last should_interrupt
+        self.position = Position()
 
     def pop(self) -> Chain | None:
         """The next buffer the driver made available, or None. Raises QueueError."""
-        at = self._next
-        if at == self._seen and not self._look():
+        position = self.position
+        at = position.next
+        if at == position.seen and not self._look():
             return None
         (head,) = _HEAD(self._available, 4 + 2 * (at & self._mask))
         chain = Chain(head, [], [], 1)
         size = self._walk(chain, self._descriptors, self.size, head, self._indirect)
         if size > MAX_BYTES or chain.fault:
             raise chain.refusal(size)
-        self._next = (at + 1) & 0xFFFF
+        position.next = (at + 1) & 0xFFFF
         return chain
 
     def _look(self) -> bool:
@@ -79,14 +79,15 @@ class SplitQueue:
 
     def _saw(self, seen: int) -> bool:
         """The available index is ``seen``: whether there is a buffer."""
-        at = self._next
+        position = self.position
+        at = position.next
         if seen == at:
-            self._seen = seen
+            position.seen = seen
             return False
         # The sum: stepping back into what is held is a jump, too.
-        if ((seen - at) & 0xFFFF) + ((at - self._used) & 0xFFFF) > self.size:
-            raise QueueError(f"the available index jumped from {self._seen} to {seen}")
-        self._seen = seen
+        if ((seen - at) & 0xFFFF) + ((at - position.used) & 0xFFFF) > self.size:
+            raise QueueError(f"the available index jumped from {position.seen} to {seen}")
+        position.seen = seen
         return True
 
     def _walk(self, chain: Chain, table: memoryview | bytes, entries: int, index: int, indirect: bool) -> int:
@@ -123,28 +124,28 @@ class SplitQueue:
 
     def complete(self, chain: Chain, written: int) -> None:
         """Give ``chain`` back, ``written`` bytes into its writable views. Its views end here."""
-        used = self._used
+        used = self.position.used
         _USED(self._used_ring, 4 + 8 * (used & self._mask), chain.head, written)
-        self._used = used = (used + 1) & 0xFFFF
+        self.position.used = used = (used + 1) & 0xFFFF
         self._release16(self._used_index, used)  # pairs with the driver's barrier after it reads the index
         chain.close()
 
     def complete_all(self, completions: Sequence[tuple[Chain, int]]) -> None:
         """Give several chains back at once: the driver sees all of them, or none yet."""
-        used = self._used
+        used = self.position.used
         for chain, written in completions:
             _USED(self._used_ring, 4 + 8 * (used & self._mask), chain.head, written)
             used = (used + 1) & 0xFFFF
             chain.close()
-        self._used = used
+        self.position.used = used
         self._release16(self._used_index, used)
 
     def should_interrupt(self) -> bool:
         """Whether the driver wants to hear of what was completed since the last call. Ask once a pass."""
-        new, old = self._used, self._signalled
+        new, old = self.position.used, self.position.signalled
         if new == old:
             return False
-        self._signalled = new
+        self.position.signalled = new
         # Pairs with the driver's full barrier between asking for interrupts and looking at the index again.
         word = self._peer16(self._suppress_word)
         return wants_event(word, new, old) if self.event_idx else not word & _NO_INTERRUPT
@@ -156,8 +157,8 @@ class SplitQueue:
 
     def resume_notify(self) -> bool:
         """Ask to hear of the next buffer. True when there is one already: then nothing is asked for."""
-        at = self._next
-        if at != self._seen:
+        at = self.position.next
+        if at != self.position.seen:
             return True
         # Pairs with the driver's full barrier between its index and its look at this word.
         seen = self._rearm16(self._notify_word, at if self.event_idx else 0, self._take_index)
@@ -175,9 +176,11 @@ class SplitQueue:
 
     def state(self) -> dict[str, int]:
         """Free-running indices: the next to take, the next used one, the used one last told of."""
-        return {"available": self._next, "used": self._used, "signalled": self._signalled}
+        position = self.position
+        return {"available": position.next, "used": position.used, "signalled": position.signalled}
 
     def load_state(self, state: dict[str, int]) -> None:
         """Go on from where ``state()`` was taken, on the same guest memory."""
-        self._next = self._seen = state["available"] & 0xFFFF
-        self._used, self._signalled = state["used"] & 0xFFFF, state["signalled"] & 0xFFFF
+        position = self.position
+        position.next = position.seen = state["available"] & 0xFFFF
+        position.used, position.signalled = state["used"] & 0xFFFF, state["signalled"] & 0xFFFF

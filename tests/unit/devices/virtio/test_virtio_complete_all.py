@@ -9,7 +9,7 @@ from fakes.virtio import Rig
 
 from pyvmm.devices.virtio.device import VirtioDevice
 from pyvmm.memory import GuestMemory
-from pyvmm.ring import Ring
+from pyvmm.ring import PLAIN, Ring
 
 
 @pytest.fixture(params=[False, True], ids=["split", "packed"])
@@ -20,9 +20,9 @@ def driver(request):
     memory.close()
 
 
-@pytest.fixture
-def queue(driver):
-    queue = driver.make_queue(Ring())
+@pytest.fixture(params=[None, PLAIN], ids=["best", "plain"])
+def queue(driver, request):
+    queue = driver.make_queue(Ring(request.param))
     yield queue
     queue.close()
 
@@ -37,6 +37,7 @@ def test_chains_completed_together_come_back_in_order_across_the_wrap(driver, qu
         assert driver.collect() == [(token, n + 1, b"x" * (n + 1)) for n, token in enumerate(tokens)]
 
 
+@pytest.mark.parametrize("queue", [PLAIN], indirect=True)
 def test_driver_sees_no_chain_before_the_last_one_is_written(driver, queue):
     for _ in range(3):
         driver.add_chain((), [8])

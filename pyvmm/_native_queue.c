@@ -1,0 +1,517 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A virtqueue's buffers taken and given back: PackedQueue and SplitQueue, method by method, for
+// pyvmm/devices/virtio/nativequeue.py. Compiled into the native module, for the limited API; Python.h or
+// _native_python.h comes first.
+//
+// A buffer is either taken here as a whole, or left to Python's `pop` with nothing changed. So whatever is rare is
+// left to Python: all that the driver may not do, buffers outside of the main bank of RAM, tables that are nowhere.
+//
+// The rings and the tables are the guest's, which may change them at any time. Each descriptor is copied once, the
+// copy is checked, and every walk is bounded. What counts, the positions and the number in flight, is not there.
+// All is done with the GIL held; nothing that is called but `pop` runs code that could come back to this queue.
+
+#include <stddef.h>
+#include <stdint.h>
+
+// Of _native_ring.c.
+uint16_t pyvmm_load_acquire16(uintptr_t address);
+void pyvmm_store_release16(uintptr_t address, uintptr_t value);
+void pyvmm_store_release32(uintptr_t address, uintptr_t value);
+uint16_t pyvmm_peer16(uintptr_t address);
+uint32_t pyvmm_peer32(uintptr_t address);
+uint16_t pyvmm_rearm16(uintptr_t address, uintptr_t value, uintptr_t peer);
+uint16_t pyvmm_rearm32(uintptr_t address, uintptr_t value, uintptr_t peer);
+
+enum { DESC_F_NEXT = 1, DESC_F_WRITE = 2, DESC_F_INDIRECT = 4, DESC_F_AVAIL = 1 << 7, DESC_F_USED = 1 << 15 };
+enum { EVENT_FLAGS_ENABLE, EVENT_FLAGS_DISABLE, EVENT_FLAGS_DESC }; // of a packed ring
+enum { AVAIL_F_NO_INTERRUPT = 1, USED_F_NO_NOTIFY = 1 }; // of a split one
+enum { MAX_INDIRECT = 1024 };
+static const uint64_t MAX_BYTES = 1ull << 32;
+
+struct descriptor {
+	uint64_t address;
+	uint32_t length;
+	uint16_t third, fourth; // packed: buffer id, flags; split: flags, next
+};
+
+// `Shared` of nativequeue.py, in memory that the functions keep. With it, or with what they are bound to, the number
+// in the name of pyvmm_queue_1 must change.
+struct queue {
+	uint64_t descriptors, driver, device; // host addresses of the areas
+	uint64_t base, length, main; // of the main bank of RAM: guest address, bytes, host address
+	uint32_t size;
+	uint8_t packed, event_idx, indirect, open;
+};
+
+// `Position` of queue.py, which the twin in Python goes on from.
+struct position {
+	uint32_t next, used;
+	uint32_t wrap, used_wrap; // packed
+	uint32_t seen; // split
+	int32_t in_flight; // packed
+	uint32_t signalled; // split: the used index of the last should_interrupt
+	uint32_t unsignalled; // packed: slots given back since then
+};
+
+enum { QUEUE, POSITION, VIEW, READ_ONLY, CHAIN, POP, RESUME_NOTIFY, HEAD, SLOTS, READABLE, WRITABLE };
+
+struct taken {
+	PyObject *readable, *writable;
+	uint64_t bytes;
+	uint32_t head, slots;
+};
+
+static struct position *position_of(PyObject *bound)
+{
+	return PyLong_AsVoidPtr(PyTuple_GetItem(bound, POSITION));
+}
+
+// NULL with an exception when the queue is closed: its memory may be gone.
+static const struct queue *queue_of(PyObject *bound)
+{
+	const struct queue *queue = PyLong_AsVoidPtr(PyTuple_GetItem(bound, QUEUE));
+
+	if (queue->open)
+		return queue;
+	PyErr_SetString(PyExc_ValueError, "the virtqueue is closed");
+	return NULL;
+}
+
+static struct descriptor copied(uint64_t table, uint32_t index)
+{
+	struct descriptor copy;
+
+	__builtin_memcpy(&copy, (const void *)(uintptr_t)(table + sizeof copy * index), sizeof copy);
+	__asm__ volatile("" : : : "memory"); // what was read is not read again
+	return copy;
+}
+
+// view[start : start + length]
+static PyObject *part(PyObject *view, uint64_t start, uint64_t length)
+{
+	PyObject *first = PyLong_FromUnsignedLongLong(start), *end = PyLong_FromUnsignedLongLong(start + length);
+	PyObject *slice = first && end ? PySlice_New(first, end, NULL) : NULL;
+	PyObject *found = slice ? PyObject_GetItem(view, slice) : NULL;
+
+	Py_XDECREF(first);
+	Py_XDECREF(end);
+	Py_XDECREF(slice);
+	return found;
+}
+
+// The following return 1, or 0 when it is Python's, or -1 with an exception.
+
+static int add_buffer(PyObject *bound, const struct queue *queue, struct taken *taken, const struct descriptor *buffer,
+		      int writes)
+{
+	uint64_t start = buffer->address - queue->base;
+	PyObject *view;
+	int failed;
+
+	if (!buffer->length)
+		return 1;
+	if (start > queue->length || buffer->length > queue->length - start)
+		return 0;
+	if (!writes && PyList_Size(taken->writable))
+		return 0;
+	taken->bytes += buffer->length;
+	view = part(PyTuple_GetItem(bound, writes ? VIEW : READ_ONLY), start, buffer->length);
+	if (!view)
+		return -1;
+	failed = PyList_Append(writes ? taken->writable : taken->readable, view);
+	Py_DECREF(view);
+	return failed ? -1 : 1;
+}
+
+// Where the indirect table that `head` names lies, and how many entries it has.
+static int table_of(const struct queue *queue, const struct descriptor *head, uint64_t *table, uint32_t *entries)
+{
+	uint64_t start = head->address - queue->base;
+
+	*entries = head->length / sizeof *head;
+	if (!queue->indirect || !*entries || head->length % sizeof *head)
+		return 0;
+	if (*entries > queue->size && *entries > MAX_INDIRECT)
+		return 0;
+	if (start > queue->length || head->length > queue->length - start)
+		return 0;
+	*table = queue->main + start;
+	return 1;
+}
+
+// An indirect table of a packed ring is a chain to its end: NEXT means nothing in it.
+static int take_table(PyObject *bound, const struct queue *queue, struct taken *taken, const struct descriptor *head)
+{
+	uint32_t entries, index;
+	uint64_t table;
+	int done = table_of(queue, head, &table, &entries);
+
+	for (index = 0; done > 0 && index < entries; index++) {
+		struct descriptor buffer = copied(table, index);
+
+		if (buffer.fourth & DESC_F_INDIRECT)
+			return 0;
+		done = add_buffer(bound, queue, taken, &buffer, buffer.fourth & DESC_F_WRITE);
+	}
+	return done;
+}
+
+static int take_packed(PyObject *bound, const struct queue *queue, const struct position *position,
+		       struct taken *taken)
+{
+	uint32_t at = position->next;
+	struct descriptor buffer;
+	int done;
+
+	do {
+		buffer = copied(queue->descriptors, at);
+		taken->slots++;
+		taken->head = buffer.third;
+		if (buffer.fourth & DESC_F_INDIRECT) {
+			if (taken->slots > 1 || buffer.fourth & DESC_F_NEXT)
+				return 0;
+			return take_table(bound, queue, taken, &buffer);
+		}
+		done = add_buffer(bound, queue, taken, &buffer, buffer.fourth & DESC_F_WRITE);
+		if (done <= 0)
+			return done;
+		at = at + 1 < queue->size ? at + 1 : 0;
+	} while (buffer.fourth & DESC_F_NEXT && taken->slots < queue->size);
+	return !(buffer.fourth & DESC_F_NEXT);
+}
+
+static int take_split(PyObject *bound, const struct queue *queue, const struct position *position, struct taken *taken)
+{
+	uint32_t at = position->next & (queue->size - 1), entries = queue->size, count = 0, index;
+	uint64_t table = queue->descriptors;
+	struct descriptor buffer;
+	int done, inner = 0;
+
+	index = taken->head = *(volatile const uint16_t *)(uintptr_t)(queue->driver + 4 + 2 * at);
+	taken->slots = 1;
+	while (count++ < entries) {
+		if (index >= entries)
+			return 0;
+		buffer = copied(table, index);
+		if (buffer.third & DESC_F_INDIRECT) {
+			if (inner || buffer.third & DESC_F_NEXT || !table_of(queue, &buffer, &table, &entries))
+				return 0;
+			inner = 1;
+			index = 0;
+			count = 0;
+			continue;
+		}
+		done = add_buffer(bound, queue, taken, &buffer, buffer.third & DESC_F_WRITE);
+		if (done <= 0 || !(buffer.third & DESC_F_NEXT))
+			return done;
+		index = buffer.fourth;
+	}
+	return 0;
+}
+
+// Whether there is a buffer: 0 is no here, and an index that makes no sense is Python's, below zero.
+static int saw(const struct queue *queue, struct position *position, uint16_t seen)
+{
+	uint16_t held = position->next - position->used, more = seen - position->next;
+
+	if (more && more + held > queue->size)
+		return -1;
+	position->seen = seen;
+	return more != 0;
+}
+
+static uintptr_t flags_at(const struct queue *queue, uint32_t at)
+{
+	return queue->descriptors + sizeof(struct descriptor) * at + offsetof(struct descriptor, fourth);
+}
+
+static int is_available(const struct position *position, uint16_t flags)
+{
+	return (flags & (DESC_F_AVAIL | DESC_F_USED)) == (position->wrap ? DESC_F_AVAIL : DESC_F_USED);
+}
+
+// Like `saw`. Pairs with the driver's barrier before it makes a buffer available.
+static int look(const struct queue *queue, struct position *position)
+{
+	if (queue->packed)
+		return is_available(position, pyvmm_load_acquire16(flags_at(queue, position->next)));
+	return position->next != position->seen || saw(queue, position, pyvmm_load_acquire16(queue->driver + 2));
+}
+
+static void advance(const struct queue *queue, uint32_t *at, uint32_t *wrap, uint32_t slots)
+{
+	*at += slots;
+	if (*at >= queue->size) {
+		*at -= queue->size;
+		*wrap ^= 1;
+	}
+}
+
+static PyObject *make_chain(PyObject *bound, const struct queue *queue, struct position *position,
+			    const struct taken *taken)
+{
+	PyObject *chain = PyObject_CallFunction(PyTuple_GetItem(bound, CHAIN), "IOOI", taken->head, taken->readable,
+						taken->writable, taken->slots);
+
+	if (chain && queue->packed) {
+		position->in_flight += taken->slots;
+		advance(queue, &position->next, &position->wrap, taken->slots);
+	} else if (chain) {
+		position->next = (uint16_t)(position->next + 1);
+	}
+	return chain;
+}
+
+static PyObject *pop(PyObject *bound, PyObject *Py_UNUSED(nothing))
+{
+	const struct queue *queue = queue_of(bound);
+	struct position *position = position_of(bound);
+	struct taken taken = { 0 };
+	PyObject *chain = NULL;
+	int done;
+
+	if (!queue)
+		return NULL;
+	done = look(queue, position);
+	if (!done)
+		return Py_BuildValue("");
+	if (done < 0)
+		return PyObject_CallNoArgs(PyTuple_GetItem(bound, POP));
+	taken.readable = PyList_New(0);
+	taken.writable = PyList_New(0);
+	if (taken.readable && taken.writable) {
+		done = (queue->packed ? take_packed : take_split)(bound, queue, position, &taken);
+		if (done > 0 && taken.bytes <= MAX_BYTES &&
+		    (!queue->packed || position->in_flight + (int64_t)taken.slots <= queue->size))
+			chain = make_chain(bound, queue, position, &taken);
+		else if (done >= 0)
+			chain = PyObject_CallNoArgs(PyTuple_GetItem(bound, POP));
+	}
+	Py_XDECREF(taken.readable);
+	Py_XDECREF(taken.writable);
+	return chain;
+}
+
+static int number_of(PyObject *object, PyObject *attribute, uint32_t *number)
+{
+	PyObject *value = PyObject_GetAttr(object, attribute);
+
+	if (!value)
+		return -1;
+	*number = PyLong_AsUnsignedLong(value);
+	Py_DECREF(value);
+	return PyErr_Occurred() ? -1 : 0;
+}
+
+static int clear(PyObject *object, PyObject *attribute)
+{
+	PyObject *list = PyObject_GetAttr(object, attribute);
+	int failed = !list || PyList_SetSlice(list, 0, PyList_Size(list), NULL);
+
+	Py_XDECREF(list);
+	return failed ? -1 : 0;
+}
+
+// Writes a used descriptor but for its flags, or a used element; the driver does not look at it yet. `flags` are
+// those of a packed ring. Returns 0, or -1 with an exception.
+static int use(PyObject *bound, const struct queue *queue, struct position *position, PyObject *chain,
+	       PyObject *written, uint16_t *flags)
+{
+	uint32_t head, slots, bytes = PyLong_AsUnsignedLong(written), *element;
+
+	if (PyErr_Occurred() || number_of(chain, PyTuple_GetItem(bound, HEAD), &head) ||
+	    number_of(chain, PyTuple_GetItem(bound, SLOTS), &slots))
+		return -1;
+	if (queue->packed) {
+		uint16_t *ident = (uint16_t *)flags_at(queue, position->used) - 1;
+
+		element = (uint32_t *)ident - 1;
+		*element = bytes;
+		*ident = head;
+		*flags = (position->used_wrap ? DESC_F_AVAIL | DESC_F_USED : 0) | (bytes ? DESC_F_WRITE : 0);
+		advance(queue, &position->used, &position->used_wrap, slots);
+		position->in_flight -= slots;
+		position->unsignalled += slots;
+	} else {
+		element = (uint32_t *)(uintptr_t)(queue->device + 4 + 8 * (position->used & (queue->size - 1)));
+		element[0] = head;
+		element[1] = bytes;
+		position->used = (uint16_t)(position->used + 1);
+	}
+	return clear(chain, PyTuple_GetItem(bound, READABLE)) || clear(chain, PyTuple_GetItem(bound, WRITABLE));
+}
+
+static PyObject *complete(PyObject *bound, PyObject *arguments)
+{
+	const struct queue *queue = queue_of(bound);
+	struct position *position = position_of(bound);
+	uint32_t at = position->used;
+	PyObject *chain, *written;
+	uint16_t flags;
+
+	if (!queue || !PyArg_ParseTuple(arguments, "OO", &chain, &written) ||
+	    use(bound, queue, position, chain, written, &flags))
+		return NULL;
+	if (queue->packed)
+		pyvmm_store_release16(flags_at(queue, at), flags);
+	else
+		pyvmm_store_release16(queue->device + 2, position->used);
+	return Py_BuildValue("");
+}
+
+// The driver looks at a packed ring in order, so the flags of the first one are what tells it of all.
+static PyObject *complete_all(PyObject *bound, PyObject *completions)
+{
+	const struct queue *queue = queue_of(bound);
+	struct position *position = position_of(bound);
+	uint32_t first = position->used;
+	uint16_t flags, first_flags = 0;
+	Py_ssize_t count, index;
+
+	if (!queue)
+		return NULL;
+	count = PyList_Size(completions);
+	if (count < 0)
+		return NULL;
+	for (index = 0; index < count; index++) {
+		PyObject *completion = PyList_GetItem(completions, index), *chain, *written;
+		uint32_t at = position->used;
+
+		if (!PyArg_ParseTuple(completion, "OO", &chain, &written) ||
+		    use(bound, queue, position, chain, written, &flags))
+			return NULL;
+		if (!index)
+			first_flags = flags;
+		else if (queue->packed)
+			pyvmm_store_release16(flags_at(queue, at), flags);
+	}
+	if (!queue->packed)
+		pyvmm_store_release16(queue->device + 2, position->used);
+	else if (count)
+		pyvmm_store_release16(flags_at(queue, first), first_flags);
+	return Py_BuildValue("");
+}
+
+// Whether going from `before` to `now` passed `event`: free-running 16-bit counters (2.7.10).
+static int wants_event(uint16_t event, uint16_t now, uint16_t before)
+{
+	return (uint16_t)(now - event - 1) < (uint16_t)(now - before);
+}
+
+static int packed_wants_interrupt(const struct queue *queue, struct position *position)
+{
+	uint32_t count = position->unsignalled, event, mode, at;
+
+	if (!count)
+		return 0;
+	position->unsignalled = 0;
+	event = pyvmm_peer32(queue->driver);
+	mode = event >> 16;
+	if (!queue->event_idx || mode != EVENT_FLAGS_DESC)
+		return mode != EVENT_FLAGS_DISABLE;
+	at = event & 0x7FFF;
+	if ((event >> 15 & 1) != position->used_wrap) // in the lap before
+		at -= queue->size;
+	return wants_event(at, position->used, position->used - (count < queue->size ? count : queue->size));
+}
+
+static int split_wants_interrupt(const struct queue *queue, struct position *position)
+{
+	uint16_t before = position->signalled, word;
+
+	if (before == position->used)
+		return 0;
+	position->signalled = position->used;
+	word = pyvmm_peer16(queue->event_idx ? queue->driver + 4 + 2 * queue->size : queue->driver);
+	return queue->event_idx ? wants_event(word, position->used, before) : !(word & AVAIL_F_NO_INTERRUPT);
+}
+
+static PyObject *should_interrupt(PyObject *bound, PyObject *Py_UNUSED(nothing))
+{
+	const struct queue *queue = queue_of(bound);
+
+	if (!queue)
+		return NULL;
+	return PyBool_FromLong((queue->packed ? packed_wants_interrupt : split_wants_interrupt)(queue,
+											       position_of(bound)));
+}
+
+static void be_left_alone(const struct queue *queue)
+{
+	if (queue->packed)
+		pyvmm_store_release32(queue->device, EVENT_FLAGS_DISABLE << 16);
+	else if (!queue->event_idx)
+		pyvmm_store_release16(queue->device, USED_F_NO_NOTIFY);
+}
+
+static PyObject *pause_notify(PyObject *bound, PyObject *Py_UNUSED(nothing))
+{
+	const struct queue *queue = queue_of(bound);
+
+	if (!queue)
+		return NULL;
+	be_left_alone(queue);
+	return Py_BuildValue("");
+}
+
+// Like `saw`.
+static int ask_packed(const struct queue *queue, const struct position *position)
+{
+	uintptr_t flags = flags_at(queue, position->next);
+	uint32_t word = position->next | position->wrap << 15 | EVENT_FLAGS_DESC << 16;
+
+	if (is_available(position, *(volatile const uint16_t *)flags)) // unordered: pop looks again
+		return 1;
+	return is_available(position, pyvmm_rearm32(queue->device, queue->event_idx ? word : EVENT_FLAGS_ENABLE << 16, flags));
+}
+
+// Like `saw`.
+static int ask_split(const struct queue *queue, struct position *position)
+{
+	uintptr_t word = queue->event_idx ? queue->device + 4 + 8 * queue->size : queue->device;
+
+	if (position->next != position->seen)
+		return 1;
+	return saw(queue, position, pyvmm_rearm16(word, queue->event_idx ? position->next : 0, queue->driver + 2));
+}
+
+static PyObject *resume_notify(PyObject *bound, PyObject *Py_UNUSED(nothing))
+{
+	const struct queue *queue = queue_of(bound);
+	int found;
+
+	if (!queue)
+		return NULL;
+	found = queue->packed ? ask_packed(queue, position_of(bound)) : ask_split(queue, position_of(bound));
+	if (found < 0)
+		return PyObject_CallNoArgs(PyTuple_GetItem(bound, RESUME_NOTIFY));
+	if (found && !queue->event_idx)
+		be_left_alone(queue);
+	return PyBool_FromLong(found);
+}
+
+// Called with the GIL (PyDLL). The functions keep what they are bound to.
+PyObject *pyvmm_queue_1(PyObject *bound)
+{
+	static PyMethodDef methods[] = {
+		{ "pop", pop, METH_NOARGS, NULL },
+		{ "complete", complete, METH_VARARGS, NULL },
+		{ "complete_all", complete_all, METH_O, NULL },
+		{ "should_interrupt", should_interrupt, METH_NOARGS, NULL },
+		{ "pause_notify", pause_notify, METH_NOARGS, NULL },
+		{ "resume_notify", resume_notify, METH_NOARGS, NULL },
+	};
+	Py_ssize_t count = sizeof methods / sizeof *methods, index;
+	PyObject *functions = PyTuple_New(count);
+
+	for (index = 0; functions && index < count; index++) {
+		PyObject *function = PyCFunction_NewEx(&methods[index], bound, NULL);
+
+		if (!function || PyTuple_SetItem(functions, index, function)) {
+			Py_DECREF(functions);
+			return NULL;
+		}
+	}
+	return functions;
+}

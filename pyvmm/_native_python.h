@@ -28,7 +28,7 @@ Py_ssize_t PyBytes_Size(PyObject *);
 PyObject *PyBool_FromLong(long);
 PyObject *PyCFunction_NewEx(PyMethodDef *, PyObject *, PyObject *);
 PyObject *PyDict_GetItemWithError(PyObject *, PyObject *);
-Py_ssize_t PyDict_Size(PyObject *);
+int PyDict_Next(PyObject *, Py_ssize_t *, PyObject **, PyObject **);
 void PyErr_Fetch(PyObject **, PyObject **, PyObject **);
 PyObject *PyErr_Occurred(void);
 void PyErr_Restore(PyObject *, PyObject *, PyObject *);

@@ -178,21 +178,22 @@ static int access_device(const struct vcpu *vcpu, PyObject *table, const struct 
 	return failed ? -1 : published;
 }
 
-// A load that the serial port's shortcut knows. Returns 1, or 0, or -1 with an exception.
+// A load that the serial port's shortcut knows. Returns 1, or 0.
 static int answer_known(const struct vcpu *vcpu, const struct access *access)
 {
-	PyObject *address, *value;
+	PyObject *address, *value; // borrowed, and used at once
+	Py_ssize_t at = 0;
 
-	if (access->length != 1 || access->is_write || !PyDict_Size(vcpu->answers))
+	if (access->length != 1 || access->is_write)
 		return 0;
-	address = PyLong_FromUnsignedLongLong(access->address);
-	value = address ? PyDict_GetItemWithError(vcpu->answers, address) : NULL; // borrowed, and used at once
-	Py_XDECREF(address);
-	if (!value)
-		return PyErr_Occurred() ? -1 : 0;
-	++*vcpu->answered;
-	vcpu->page->mmio.data = PyLong_AsUnsignedLongMask(value);
-	return 1;
+	while (PyDict_Next(vcpu->answers, &at, &address, &value)) { // one at most: cheaper than a key to look it up
+		if (PyLong_AsUnsignedLongLongMask(address) == access->address) {
+			++*vcpu->answered;
+			vcpu->page->mmio.data = PyLong_AsUnsignedLongMask(value);
+			return 1;
+		}
+	}
+	return 0;
 }
 
 // VcpuThread._on_mmio. Returns 1, or 0 when it is Python's, or -1 with an exception.
@@ -207,9 +208,8 @@ static int on_mmio(const struct vcpu *vcpu)
 		return PyErr_Occurred() ? -1 : 0;
 	if (access.length != 1 && access.length != 2 && access.length != 4 && access.length != 8)
 		return 0;
-	done = answer_known(vcpu, &access);
-	if (done)
-		return done;
+	if (answer_known(vcpu, &access))
+		return 1;
 	// Indices of a page that other vCPUs make the kernel write to.
 	if (ring && __atomic_load_n(&ring->first, __ATOMIC_RELAXED) != __atomic_load_n(&ring->last, __ATOMIC_RELAXED))
 		return 0;

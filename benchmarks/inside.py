@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs measurements on the RISC-V host: ``python3 -m benchmarks.inside``, standard library only.
+"""Runs measurements on the RISC-V host: ``python3 -m benchmarks.inside``, standard library and pyvmm only.
 
 Reads a job (JSON) from standard input, prints raw figures (JSON). Everything that a measured program reads is
 in memory first: the lab's shared files would be part of the figures otherwise.
@@ -19,6 +19,8 @@ from pathlib import Path
 
 from benchmarks import blk, boot, console, exits, growth, idle, memory, net, profile
 from benchmarks.programs import Bench, seconds_to_end
+from pyvmm.kvm import uapi
+from pyvmm.kvm.system import Kvm
 
 MEASURES: dict[str, Callable[[Bench], Mapping[str, object]]] = {
     "start-up": boot.start_up,
@@ -41,6 +43,12 @@ def host() -> dict[str, str]:
     return {"kernel": platform.release(), "machine": platform.machine(), "python": platform.python_version()}
 
 
+def has_aia() -> bool:
+    """Whether KVM has interrupt controllers of its own here."""
+    with Kvm() as kvm, kvm.create_vm() as vm:
+        return bool(vm.check_extension(uapi.KVM_CAP_IRQCHIP))
+
+
 def main() -> None:
     job = json.load(sys.stdin)
     figures, seconds = {}, {}
@@ -49,7 +57,7 @@ def main() -> None:
         shutil.copytree(job["bundle"], directory, dirs_exist_ok=True)
         # Where python3 -m looks first; the lab's shared files would be part of the figures.
         os.chdir(directory)
-        bench = Bench(directory, job["rounds"])
+        bench = Bench(directory, job["rounds"], aia=has_aia())
         seconds_to_end(bench.pyvmm_linux(boot.TO_POWER_OFF))  # what Python compiles once and keeps
         for measure in job["measures"]:
             start = time.monotonic()

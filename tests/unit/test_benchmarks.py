@@ -262,6 +262,12 @@ def test_every_program_runs_the_same_guest(tmp_path):
         assert "512" in words
 
 
+@pytest.mark.parametrize(("aia", "machine"), [(True, "virt,aia=aplic-imsic"), (False, "virt")])
+def test_qemu_has_the_interrupt_controllers_of_the_host_s_kvm(tmp_path, aia, machine):
+    argv = Bench(tmp_path, 1, aia=aia).qemu_linux("quiet")
+    assert argv[argv.index("-M") + 1] == machine
+
+
 def test_disk_is_connected_by_the_transport_asked_for(tmp_path):
     bench = Bench(tmp_path, 1)
     for transport, device in ((PCI, "virtio-blk-pci"), (MMIO, "virtio-blk-device")):

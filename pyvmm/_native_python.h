@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What _native_run.c and _native_queue.c use of Python's stable ABI and of libc, for compilers without either's headers: those with
-// which the lab builds the module for another machine. Where Python.h is there, it is used instead, and so checks
-// that the file is right about these.
+// What the module's C uses of Python's stable ABI and of libc, for compilers without either's headers: those with which
+// the lab builds it for another machine. Where Python.h is there, it is used instead.
 
 #include <stddef.h>
 
@@ -18,6 +17,7 @@ typedef struct {
 } PyMethodDef;
 
 extern PyObject _Py_NoneStruct;
+extern PyObject *PyExc_OverflowError;
 extern PyObject *PyExc_ValueError;
 
 void Py_IncRef(PyObject *);

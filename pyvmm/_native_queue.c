@@ -9,7 +9,8 @@
 //
 // The rings and the tables are the guest's, which may change them at any time. Each descriptor is copied once, the
 // copy is checked, and every walk is bounded. What counts, the positions and the number in flight, is not there.
-// All is done with the GIL held; nothing that is called but `pop` runs code that could come back to this queue.
+// Whatever is called may let go of the GIL for a while. The device's lock, which its callers hold, keeps others away
+// from the queue; what the functions are bound to keeps the objects.
 
 #include <stddef.h>
 #include <stdint.h>
@@ -32,17 +33,28 @@ static const uint64_t MAX_BYTES = 1ull << 32;
 struct descriptor {
 	uint64_t address;
 	uint32_t length;
-	uint16_t third, fourth; // packed: buffer id, flags; split: flags, next
+	union {
+		struct {
+			uint16_t id, flags;
+		} packed;
+		struct {
+			uint16_t flags, next;
+		} split;
+	};
 };
+_Static_assert(sizeof(struct descriptor) == 16, "virtio 1.2, 2.7.5 and 2.8.13");
 
-// `Shared` of nativequeue.py, in memory that the functions keep. With it, or with what they are bound to, the number
-// in the name of pyvmm_queue_1 must change.
+// The following two are also in Python, in memory that the functions keep. With them, or with what the functions are
+// bound to, the number in the name of pyvmm_queue_1 must change.
+
+// `_Shared` of nativequeue.py.
 struct queue {
 	uint64_t descriptors, driver, device; // host addresses of the areas
 	uint64_t base, length, main; // of the main bank of RAM: guest address, bytes, host address
 	uint32_t size;
 	uint8_t packed, event_idx, indirect, open;
 };
+_Static_assert(sizeof(struct queue) == 56, "_Shared");
 
 // `Position` of queue.py, which the twin in Python goes on from.
 struct position {
@@ -53,6 +65,7 @@ struct position {
 	uint32_t signalled; // split: the used index of the last should_interrupt
 	uint32_t unsignalled; // packed: slots given back since then
 };
+_Static_assert(sizeof(struct position) == 32, "Position");
 
 enum { QUEUE, POSITION, VIEW, READ_ONLY, CHAIN, POP, RESUME_NOTIFY, HEAD, SLOTS, READABLE, WRITABLE };
 
@@ -78,11 +91,16 @@ static const struct queue *queue_of(PyObject *bound)
 	return NULL;
 }
 
+// A ring is aligned, and most tables are: then each field is read in one piece.
 static struct descriptor copied(uint64_t table, uint32_t index)
 {
+	const char *from = (const char *)(uintptr_t)table + sizeof(struct descriptor) * index;
 	struct descriptor copy;
 
-	__builtin_memcpy(&copy, (const void *)(uintptr_t)(table + sizeof copy * index), sizeof copy);
+	if (table % 8)
+		__builtin_memcpy(&copy, from, sizeof copy);
+	else
+		__builtin_memcpy(&copy, __builtin_assume_aligned(from, 8), sizeof copy);
 	__asm__ volatile("" : : : "memory"); // what was read is not read again
 	return copy;
 }
@@ -150,9 +168,9 @@ static int take_table(PyObject *bound, const struct queue *queue, struct taken *
 	for (index = 0; done > 0 && index < entries; index++) {
 		struct descriptor buffer = copied(table, index);
 
-		if (buffer.fourth & DESC_F_INDIRECT)
+		if (buffer.packed.flags & DESC_F_INDIRECT)
 			return 0;
-		done = add_buffer(bound, queue, taken, &buffer, buffer.fourth & DESC_F_WRITE);
+		done = add_buffer(bound, queue, taken, &buffer, buffer.packed.flags & DESC_F_WRITE);
 	}
 	return done;
 }
@@ -167,18 +185,18 @@ static int take_packed(PyObject *bound, const struct queue *queue, const struct 
 	do {
 		buffer = copied(queue->descriptors, at);
 		taken->slots++;
-		taken->head = buffer.third;
-		if (buffer.fourth & DESC_F_INDIRECT) {
-			if (taken->slots > 1 || buffer.fourth & DESC_F_NEXT)
+		taken->head = buffer.packed.id;
+		if (buffer.packed.flags & DESC_F_INDIRECT) {
+			if (taken->slots > 1 || buffer.packed.flags & DESC_F_NEXT)
 				return 0;
 			return take_table(bound, queue, taken, &buffer);
 		}
-		done = add_buffer(bound, queue, taken, &buffer, buffer.fourth & DESC_F_WRITE);
+		done = add_buffer(bound, queue, taken, &buffer, buffer.packed.flags & DESC_F_WRITE);
 		if (done <= 0)
 			return done;
 		at = at + 1 < queue->size ? at + 1 : 0;
-	} while (buffer.fourth & DESC_F_NEXT && taken->slots < queue->size);
-	return !(buffer.fourth & DESC_F_NEXT);
+	} while (buffer.packed.flags & DESC_F_NEXT && taken->slots < queue->size);
+	return !(buffer.packed.flags & DESC_F_NEXT);
 }
 
 static int take_split(PyObject *bound, const struct queue *queue, const struct position *position, struct taken *taken)
@@ -194,23 +212,23 @@ static int take_split(PyObject *bound, const struct queue *queue, const struct p
 		if (index >= entries)
 			return 0;
 		buffer = copied(table, index);
-		if (buffer.third & DESC_F_INDIRECT) {
-			if (inner || buffer.third & DESC_F_NEXT || !table_of(queue, &buffer, &table, &entries))
+		if (buffer.split.flags & DESC_F_INDIRECT) {
+			if (inner || buffer.split.flags & DESC_F_NEXT || !table_of(queue, &buffer, &table, &entries))
 				return 0;
 			inner = 1;
 			index = 0;
 			count = 0;
 			continue;
 		}
-		done = add_buffer(bound, queue, taken, &buffer, buffer.third & DESC_F_WRITE);
-		if (done <= 0 || !(buffer.third & DESC_F_NEXT))
+		done = add_buffer(bound, queue, taken, &buffer, buffer.split.flags & DESC_F_WRITE);
+		if (done <= 0 || !(buffer.split.flags & DESC_F_NEXT))
 			return done;
-		index = buffer.fourth;
+		index = buffer.split.next;
 	}
 	return 0;
 }
 
-// Whether there is a buffer: 0 is no here, and an index that makes no sense is Python's, below zero.
+// Whether there is a buffer; -1 when the index makes no sense, which is Python's to say.
 static int saw(const struct queue *queue, struct position *position, uint16_t seen)
 {
 	uint16_t held = position->next - position->used, more = seen - position->next;
@@ -223,7 +241,7 @@ static int saw(const struct queue *queue, struct position *position, uint16_t se
 
 static uintptr_t flags_at(const struct queue *queue, uint32_t at)
 {
-	return queue->descriptors + sizeof(struct descriptor) * at + offsetof(struct descriptor, fourth);
+	return queue->descriptors + sizeof(struct descriptor) * at + offsetof(struct descriptor, packed.flags);
 }
 
 static int is_available(const struct position *position, uint16_t flags)
@@ -236,7 +254,9 @@ static int look(const struct queue *queue, struct position *position)
 {
 	if (queue->packed)
 		return is_available(position, pyvmm_load_acquire16(flags_at(queue, position->next)));
-	return position->next != position->seen || saw(queue, position, pyvmm_load_acquire16(queue->driver + 2));
+	if (position->next != position->seen)
+		return 1;
+	return saw(queue, position, pyvmm_load_acquire16(queue->driver + 2));
 }
 
 static void advance(const struct queue *queue, uint32_t *at, uint32_t *wrap, uint32_t slots)
@@ -293,17 +313,31 @@ static PyObject *pop(PyObject *bound, PyObject *Py_UNUSED(nothing))
 	return chain;
 }
 
-static int number_of(PyObject *object, PyObject *attribute, uint32_t *number)
+// Returns 0, or -1 with an exception.
+static int number_of(PyObject *value, uint32_t *number)
 {
-	PyObject *value = PyObject_GetAttr(object, attribute);
+	unsigned long found = value ? PyLong_AsUnsignedLong(value) : 0;
 
-	if (!value)
+	if (!value || PyErr_Occurred())
 		return -1;
-	*number = PyLong_AsUnsignedLong(value);
-	Py_DECREF(value);
-	return PyErr_Occurred() ? -1 : 0;
+	*number = found;
+	if (*number == found)
+		return 0;
+	PyErr_SetString(PyExc_OverflowError, "more than 32 bits");
+	return -1;
 }
 
+// Likewise.
+static int attribute_of(PyObject *object, PyObject *name, uint32_t *number)
+{
+	PyObject *value = PyObject_GetAttr(object, name);
+	int failed = number_of(value, number);
+
+	Py_XDECREF(value);
+	return failed;
+}
+
+// Likewise.
 static int clear(PyObject *object, PyObject *attribute)
 {
 	PyObject *list = PyObject_GetAttr(object, attribute);
@@ -315,13 +349,13 @@ static int clear(PyObject *object, PyObject *attribute)
 
 // Writes a used descriptor but for its flags, or a used element; the driver does not look at it yet. `flags` are
 // those of a packed ring. Returns 0, or -1 with an exception.
-static int use(PyObject *bound, const struct queue *queue, struct position *position, PyObject *chain,
-	       PyObject *written, uint16_t *flags)
+static int write_used(PyObject *bound, const struct queue *queue, struct position *position, PyObject *chain,
+		      PyObject *written, uint16_t *flags)
 {
-	uint32_t head, slots, bytes = PyLong_AsUnsignedLong(written), *element;
+	uint32_t head, slots, bytes, *element;
 
-	if (PyErr_Occurred() || number_of(chain, PyTuple_GetItem(bound, HEAD), &head) ||
-	    number_of(chain, PyTuple_GetItem(bound, SLOTS), &slots))
+	if (number_of(written, &bytes) || attribute_of(chain, PyTuple_GetItem(bound, HEAD), &head) ||
+	    attribute_of(chain, PyTuple_GetItem(bound, SLOTS), &slots))
 		return -1;
 	if (queue->packed) {
 		uint16_t *ident = (uint16_t *)flags_at(queue, position->used) - 1;
@@ -351,7 +385,7 @@ static PyObject *complete(PyObject *bound, PyObject *arguments)
 	uint16_t flags;
 
 	if (!queue || !PyArg_ParseTuple(arguments, "OO", &chain, &written) ||
-	    use(bound, queue, position, chain, written, &flags))
+	    write_used(bound, queue, position, chain, written, &flags))
 		return NULL;
 	if (queue->packed)
 		pyvmm_store_release16(flags_at(queue, at), flags);
@@ -378,8 +412,8 @@ static PyObject *complete_all(PyObject *bound, PyObject *completions)
 		PyObject *completion = PyList_GetItem(completions, index), *chain, *written;
 		uint32_t at = position->used;
 
-		if (!PyArg_ParseTuple(completion, "OO", &chain, &written) ||
-		    use(bound, queue, position, chain, written, &flags))
+		if (!completion || !PyArg_ParseTuple(completion, "OO", &chain, &written) ||
+		    write_used(bound, queue, position, chain, written, &flags))
 			return NULL;
 		if (!index)
 			first_flags = flags;
@@ -437,7 +471,7 @@ static PyObject *should_interrupt(PyObject *bound, PyObject *Py_UNUSED(nothing))
 											       position_of(bound)));
 }
 
-static void be_left_alone(const struct queue *queue)
+static void suppress_notifications(const struct queue *queue)
 {
 	if (queue->packed)
 		pyvmm_store_release32(queue->device, EVENT_FLAGS_DISABLE << 16);
@@ -451,29 +485,32 @@ static PyObject *pause_notify(PyObject *bound, PyObject *Py_UNUSED(nothing))
 
 	if (!queue)
 		return NULL;
-	be_left_alone(queue);
+	suppress_notifications(queue);
 	return Py_BuildValue("");
 }
 
-// Like `saw`.
-static int ask_packed(const struct queue *queue, const struct position *position)
+// Whether there is a buffer already, without having asked. Unordered: pop looks again.
+static int is_known(const struct queue *queue, const struct position *position)
 {
-	uintptr_t flags = flags_at(queue, position->next);
-	uint32_t word = position->next | position->wrap << 15 | EVENT_FLAGS_DESC << 16;
-
-	if (is_available(position, *(volatile const uint16_t *)flags)) // unordered: pop looks again
-		return 1;
-	return is_available(position, pyvmm_rearm32(queue->device, queue->event_idx ? word : EVENT_FLAGS_ENABLE << 16, flags));
+	if (queue->packed)
+		return is_available(position, *(volatile const uint16_t *)flags_at(queue, position->next));
+	return position->next != position->seen;
 }
 
-// Like `saw`.
-static int ask_split(const struct queue *queue, struct position *position)
+// Like `saw`, after having asked to hear of the next buffer.
+static int enable_notifications(const struct queue *queue, struct position *position)
 {
-	uintptr_t word = queue->event_idx ? queue->device + 4 + 8 * queue->size : queue->device;
+	if (queue->packed) {
+		uint32_t word = position->next | position->wrap << 15 | EVENT_FLAGS_DESC << 16;
 
-	if (position->next != position->seen)
-		return 1;
-	return saw(queue, position, pyvmm_rearm16(word, queue->event_idx ? position->next : 0, queue->driver + 2));
+		if (!queue->event_idx)
+			word = EVENT_FLAGS_ENABLE << 16;
+		return is_available(position, pyvmm_rearm32(queue->device, word, flags_at(queue, position->next)));
+	}
+	if (queue->event_idx)
+		return saw(queue, position, pyvmm_rearm16(queue->device + 4 + 8 * queue->size, position->next,
+							  queue->driver + 2));
+	return saw(queue, position, pyvmm_rearm16(queue->device, 0, queue->driver + 2));
 }
 
 static PyObject *resume_notify(PyObject *bound, PyObject *Py_UNUSED(nothing))
@@ -483,11 +520,13 @@ static PyObject *resume_notify(PyObject *bound, PyObject *Py_UNUSED(nothing))
 
 	if (!queue)
 		return NULL;
-	found = queue->packed ? ask_packed(queue, position_of(bound)) : ask_split(queue, position_of(bound));
+	if (is_known(queue, position_of(bound)))
+		return PyBool_FromLong(1);
+	found = enable_notifications(queue, position_of(bound));
 	if (found < 0)
 		return PyObject_CallNoArgs(PyTuple_GetItem(bound, RESUME_NOTIFY));
 	if (found && !queue->event_idx)
-		be_left_alone(queue);
+		suppress_notifications(queue);
 	return PyBool_FromLong(found);
 }
 

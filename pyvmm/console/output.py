@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 _HIGH_WATER = 1 << 20
 _LINE_LIMIT = 4096
 # After a write, gather output for this long (seconds): a byte at a time would wake the reader, and fight the
-# vCPU for the interpreter, once a byte. Nobody sees so short a delay on a screen; and longer, but two frames
-# of it, when so much came that the screen scrolls anyway.
+# vCPU for the interpreter, once a byte. Nobody sees so short a delay on a screen. Where much is coming, the
+# screen scrolls anyway, and nobody sees a longer one.
 _GATHER, _GATHER_MUCH = 0.004, 0.032
 _MUCH = 1024
 # The newest output is kept for whoever comes to look.

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from fakes.driver import FakeDriver
+from fakes.driver_rings import AVAIL, USED
 
 from pyvmm.errors import QueueError
 from pyvmm.memory import READ_ONLY, GuestMemory
@@ -56,6 +57,7 @@ class Play:
         start = queue.start % (queue.size if queue.packed else 0x1_0000)
         self.driver = FakeDriver(self.memory, size=queue.size, span=SIZE, start=start, **options)
         self.queue = self.driver.make_queue(Ring(NATIVE if in_c else PLAIN))
+        self.position = getattr(self.queue, "_twin", self.queue).position
         self.held = []
 
     def close(self):
@@ -78,6 +80,15 @@ class Play:
         setup = self.driver.setup
         start = (setup.desc, setup.driver, setup.device)[area]
         self.driver.ring.set_word(start + offset % (6 + 16 * setup.size), value)
+
+    def offer(self, value):
+        """So many further buffers are available (packed: one, with these flags), whatever is in the ring."""
+        setup, position = self.driver.setup, self.position
+        if setup.packed:
+            turn = AVAIL if position.wrap else USED
+            self.driver.ring.set_word(setup.desc + 16 * position.next + 14, turn | value & 7)
+        else:
+            self.driver.ring.set_word(setup.driver + 2, position.next + value)
 
     # The device
 
@@ -115,26 +126,24 @@ class Play:
     def resume_notify(self):
         return self.queue.resume_notify()
 
-
-#: Names of steps.
-DRIVER = "add", "descriptor", "poke"
-DEVICE = "pop", "complete", "complete_all", "should_interrupt", "pause_notify", "resume_notify"
+    def seen(self):
+        """All of memory, and where the device stands."""
+        return self.memory.read(BASE, SIZE + PAGE), bytes(self.position)
 
 
 def played(queue, steps, *, in_c):
-    """For each step what it returned or raised, memory when that changed, and where the device stands."""
+    """For each step what it returned or raised, and what there was to see afterwards if that changed."""
     play = Play(queue, in_c)
     seen = []
     try:
-        before = play.memory.read(BASE, SIZE)
+        before = play.seen()
         for step in steps:
             try:
                 result = getattr(play, step.name)(*step.arguments)
             except QueueError as error:
                 result = f"QueueError: {error}"
-            now = play.memory.read(BASE, SIZE)
-            changed = None if now == before else now
-            seen.append((step.name, result, changed, play.queue.state()))
+            now = play.seen()
+            seen.append((step.name, result, None if now == before else now))
             before = now
     finally:
         play.close()

@@ -42,6 +42,10 @@ def _poke_anything(reader):
     return Step("poke", (reader.number(1) % 3, reader.number(1), reader.number(2)))
 
 
+def _offer(reader):
+    return Step("offer", (reader.one_of(_VALUES),))
+
+
 def _pop(_reader):
     return Step("pop")
 
@@ -56,7 +60,7 @@ def _complete(reader):
 
 
 _STEPS = (
-    *(_add, _add, _descriptor, _any_descriptor, _poke, _poke_anything),
+    *(_add, _add, _descriptor, _any_descriptor, _poke, _poke_anything, _offer, _offer),
     *(_pop, _pop, _pop, _simple, _simple, _complete, _complete),
 )
 

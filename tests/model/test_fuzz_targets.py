@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from fakes.twins import Access, Filled, Happening
-from fuzz import exits, rings
+from fuzz import exits, queues, rings
 
 from pyvmm import native
 from pyvmm.kvm.vcpu import Vcpu
@@ -15,7 +15,7 @@ from pyvmm.ring import NATIVE, PLAIN, Ring
 pytestmark = pytest.mark.skipif(not os.path.exists(native.FILE), reason="the native module was not built")
 
 CORPUS = Path(__file__).parent.parent / "fuzz/corpus"
-TARGETS = {"exits": exits, "rings": rings}
+TARGETS = {"exits": exits, "queues": queues, "rings": rings}
 INPUTS = sorted(CORPUS.glob("*/*"))
 
 

@@ -29,11 +29,12 @@ flags = st.builds(
     lambda kind, turn: kind | turn, st.integers(0, 7), st.sampled_from([0, 0x80, 0x8000, 0x8080])
 )
 descriptors = st.builds(
-    Step, st.just("descriptor"), st.tuples(st.integers(0, 8), addresses, lengths, flags, st.integers(0, 9))
+    Step, st.just("descriptor"), st.tuples(st.integers(0, 7), addresses, lengths, flags, st.integers(0, 9))
 )
 pokes = st.builds(
     Step, st.just("poke"), st.tuples(st.integers(0, 2), st.integers(0, 150), st.integers(0, 0xFFFF))
 )
+offers = st.builds(Step, st.just("offer"), st.tuples(st.one_of(st.integers(0, 9), st.just(0x8000))))
 pops = st.just(Step("pop"))
 simple = st.sampled_from([Step(name) for name in ("should_interrupt", "pause_notify", "resume_notify")])
 completions = st.builds(
@@ -41,14 +42,14 @@ completions = st.builds(
     st.sampled_from(["complete", "complete_all"]),
     st.tuples(st.integers(0, 9), st.sampled_from([0, 1, 2**31, 2**32 - 10])),
 )
-steps = st.one_of(honest, honest, descriptors, pokes, pops, pops, pops, simple, completions)
+steps = st.one_of(honest, honest, descriptors, pokes, offers, offers, pops, pops, pops, simple, completions)
 queues = st.builds(
     Queue, st.booleans(), st.sampled_from([1, 2, 4, 8]), st.booleans(), st.booleans(), st.integers(0, 0xFFFF)
 )
 
 
 @pytest.mark.skipif(not os.path.exists(native.FILE), reason="the native module was not built")
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=1000, deadline=None)
 @given(
     queue=queues,
     steps=st.lists(

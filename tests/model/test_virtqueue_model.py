@@ -6,27 +6,38 @@ order, with its bytes; every completion arrives once, in the device's order; and
 asked to be woken is woken.
 """
 
+import os
 from collections import deque
 
 import pytest
 from fakes.driver import FakeDriver
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
+from pyvmm import native
 from pyvmm.devices.virtio.chain import gather, scatter, total
 from pyvmm.devices.virtio.queue import make_queue
 from pyvmm.errors import QueueError
 from pyvmm.memory import GuestMemory
-from pyvmm.ring import PLAIN, Ring
+from pyvmm.ring import NATIVE, PLAIN, Ring
 
 BASE, SIZE = 0x8000_0000, 0x2_0000
+NOT_BUILT = pytest.mark.skipif(not os.path.exists(native.FILE), reason="the native module was not built")
+BACKENDS = [pytest.param(PLAIN, id="python"), pytest.param(NATIVE, id="c", marks=NOT_BUILT)]
 
 
 class Conversation(RuleBasedStateMachine):
     """One driver, one device, one queue."""
 
-    PACKED = False
+    PACKED, BACKEND = False, PLAIN
 
     def __init__(self):
         super().__init__()
@@ -50,7 +61,7 @@ class Conversation(RuleBasedStateMachine):
         self.driver = FakeDriver(
             self.memory, packed=self.PACKED, size=size, span=SIZE, event_idx=event_idx, start=start
         )
-        self.queue = self.driver.make_queue(Ring(PLAIN))
+        self.queue = self.driver.make_queue(Ring(self.BACKEND))
         self.event_idx = event_idx
 
     def teardown(self):
@@ -172,7 +183,7 @@ class Conversation(RuleBasedStateMachine):
         """Save the device's side, and go on with another one."""
         state = self.queue.state()
         self.queue.close()
-        self.queue = make_queue(self.memory, Ring(PLAIN), self.driver.setup)
+        self.queue = make_queue(self.memory, Ring(self.BACKEND), self.driver.setup)
         self.queue.load_state(state)
 
     @invariant()
@@ -181,15 +192,13 @@ class Conversation(RuleBasedStateMachine):
             assert len(self.driver.in_flight) == len(self.offered) + len(self.held) + len(self.returned)
 
 
-class PackedConversation(Conversation):
-    PACKED = True
-
-
-LONG = settings(max_examples=100, stateful_step_count=60, deadline=None)
-TestSplitConversation = Conversation.TestCase
-TestSplitConversation.settings = LONG
-TestPackedConversation = PackedConversation.TestCase
-TestPackedConversation.settings = LONG
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+def test_conversation_goes_as_in_the_model(packed, backend):
+    kind = type("AConversation", (Conversation,), {"PACKED": packed, "BACKEND": backend})
+    run_state_machine_as_test(
+        kind, settings=settings(max_examples=100, stateful_step_count=60, deadline=None)
+    )
 
 
 # A driver that follows no rule
@@ -226,10 +235,10 @@ ATTACKS = st.lists(
 class Attack:
     """A queue under attack, and what the device holds of it."""
 
-    def __init__(self, memory, packed, event_idx):
+    def __init__(self, memory, packed, event_idx, backend):
         self.memory = memory
         self.driver = FakeDriver(memory, packed=packed, size=8, span=SIZE, event_idx=event_idx)
-        self.queue = self.driver.make_queue(Ring(PLAIN))
+        self.queue = self.driver.make_queue(Ring(backend))
         self.held = []
 
     def descriptor(self, *fields):
@@ -274,14 +283,15 @@ def outside(memory, ranges):
     return image
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
 @settings(max_examples=400, deadline=None)
 @given(attacks=ATTACKS, event_idx=st.booleans())
-def test_random_ring_contents_break_the_queue_at_worst(packed, attacks, event_idx):
+def test_random_ring_contents_break_the_queue_at_worst(backend, packed, attacks, event_idx):
     names = {"driver": "driver_area", "device": "device_area"}
     with GuestMemory() as memory:
         memory.add(BASE, SIZE)
-        attack = Attack(memory, packed, event_idx)
+        attack = Attack(memory, packed, event_idx, backend)
         try:
             for name, *arguments in attacks:
                 theirs = name not in {"pop", "complete", "suppress"}

@@ -49,13 +49,13 @@ class NativeQueue:
     """See Virtqueue, and the module. ``twin`` does what is rare."""
 
     __slots__ = (
-        "_shared", "_twin", "complete", "complete_all", "event_idx", "pause_notify", "pop", "resume_notify",
-        "should_interrupt", "size",
+        "_shared", "_twin", "_views", "complete", "complete_all", "event_idx", "pause_notify", "pop",
+        "resume_notify", "should_interrupt", "size",
     )  # fmt: skip
 
     pop: Callable[[], Chain | None]
     complete: Callable[[Chain, int], None]
-    complete_all: Callable[[Sequence[tuple[Chain, int]]], None]
+    complete_all: Callable[[list[tuple[Chain, int]]], None]
     should_interrupt: Callable[[], bool]
     pause_notify: Callable[[], None]
     resume_notify: Callable[[], bool]
@@ -68,6 +68,7 @@ class NativeQueue:
         make: Callable[[tuple[object, ...]], tuple[Callable[..., object], ...]],
     ) -> None:
         base, length, view, read_only = memory.main
+        self._views = view[:], read_only[:]  # while they are there, the bank is
         self._twin, self.size, self.event_idx = twin, twin.size, twin.event_idx
         self._shared = _Shared(
             *(memory.host_address(address, 1) for address in (setup.desc, setup.driver, setup.device)),
@@ -84,8 +85,7 @@ class NativeQueue:
         bound = (
             ctypes.addressof(self._shared),
             ctypes.addressof(twin.position),
-            view,
-            read_only,
+            *self._views,
             Chain,
             twin.pop,
             twin.resume_notify,
@@ -107,6 +107,8 @@ class NativeQueue:
         """See Virtqueue. A function that somebody still holds raises ValueError then, too."""
         self._shared.open = False
         self._set([queue_closed] * 6)
+        for view in self._views:
+            view.release()
         self._twin.close()
 
     def state(self) -> dict[str, int]:

@@ -19,7 +19,7 @@ from pyvmm.errors import QueueError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from pyvmm.devices.virtio.queue import QueueSetup
     from pyvmm.memory import GuestMemory
@@ -133,7 +133,7 @@ class PackedQueue:
         # Pairs with the driver's barrier after it reads these flags.
         self._release16(*self._use(chain, written))
 
-    def complete_all(self, completions: Sequence[tuple[Chain, int]]) -> None:
+    def complete_all(self, completions: list[tuple[Chain, int]]) -> None:
         """Give several chains back at once: the driver sees all of them, or none yet.
 
         It looks at them in order, so the flags of the first one are what tells it of all.

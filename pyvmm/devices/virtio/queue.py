@@ -11,7 +11,6 @@ from pyvmm.ring import NATIVE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from typing import NoReturn, Protocol
 
     from pyvmm.devices.virtio.chain import Chain
@@ -94,7 +93,7 @@ class Virtqueue(Protocol):
     def complete(self, chain: Chain, written: int) -> None:
         """Give ``chain`` back, ``written`` bytes into its writable views. Its views end here."""
 
-    def complete_all(self, completions: Sequence[tuple[Chain, int]]) -> None:
+    def complete_all(self, completions: list[tuple[Chain, int]]) -> None:
         """Give several chains back at once: the driver sees all of them, or none yet."""
 
     def should_interrupt(self) -> bool:

@@ -16,7 +16,7 @@ from pyvmm.errors import QueueError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from pyvmm.devices.virtio.queue import QueueSetup
     from pyvmm.memory import GuestMemory
@@ -130,7 +130,7 @@ class SplitQueue:
         self._release16(self._used_index, used)  # pairs with the driver's barrier after it reads the index
         chain.close()
 
-    def complete_all(self, completions: Sequence[tuple[Chain, int]]) -> None:
+    def complete_all(self, completions: list[tuple[Chain, int]]) -> None:
         """Give several chains back at once: the driver sees all of them, or none yet."""
         used = self.position.used
         for chain, written in completions:

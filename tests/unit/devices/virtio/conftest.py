@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Memory with borders of every kind, and both sides of a queue in it."""
 
+import os
+
 import pytest
 from fakes.driver import FakeDriver
 from fakes.queues import BASE, MIB, PAGE, ROM, SEAM
 
+from pyvmm import native
 from pyvmm.memory import DEVICE, READ_ONLY, GuestMemory
-from pyvmm.ring import PLAIN, Ring
+from pyvmm.ring import NATIVE, PLAIN, Ring
 
 
 @pytest.fixture
@@ -24,12 +27,20 @@ def packed(request):
     return request.param
 
 
+@pytest.fixture(params=[PLAIN, NATIVE], ids=["python", "c"])
+def backend(request):
+    """What works the queue."""
+    if request.param == NATIVE and not os.path.exists(native.FILE):
+        pytest.skip("the native module was not built")
+    return request.param
+
+
 @pytest.fixture
-def connect(memory, packed):
+def connect(memory, packed, backend):
     """Makes both sides of a queue: (driver, queue)."""
     made = []
 
-    def make(backend=PLAIN, **options):
+    def make(**options):
         driver = FakeDriver(memory, packed=packed, **options)
         made.append(driver.make_queue(Ring(backend)))
         return driver, made[-1]

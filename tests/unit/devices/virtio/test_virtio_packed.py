@@ -8,7 +8,7 @@ from fakes.driver_rings import AT_DESCRIPTOR, AVAIL, ENABLE, INDIRECT, NEXT, USE
 from pyvmm.devices.virtio.chain import gather
 from pyvmm.errors import QueueError
 from pyvmm.memory import GuestMemory
-from pyvmm.ring import PLAIN, Ring
+from pyvmm.ring import Ring
 
 BASE = 0x8000_0000
 
@@ -21,13 +21,13 @@ def memory():
 
 
 @pytest.fixture
-def connect(memory):
+def connect(memory, backend):
     """Makes both sides of a queue: (driver, queue)."""
     made = []
 
     def make(**options):
         driver = FakeDriver(memory, packed=True, **options)
-        made.append(driver.make_queue(Ring(PLAIN)))
+        made.append(driver.make_queue(Ring(backend)))
         return driver, made[-1]
 
     yield make

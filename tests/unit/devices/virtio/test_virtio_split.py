@@ -20,13 +20,13 @@ def memory():
 
 
 @pytest.fixture
-def connect(memory):
+def connect(memory, backend):
     """Makes both sides of a queue: (driver, queue)."""
     made = []
 
     def make(**options):
         driver = FakeDriver(memory, **options)
-        made.append(driver.make_queue(Ring(PLAIN)))
+        made.append(driver.make_queue(Ring(backend)))
         return driver, made[-1]
 
     yield make

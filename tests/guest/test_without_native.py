@@ -10,7 +10,7 @@ COMMAND = [
     "-c",
     """if True:
     import sys
-    from pyvmm import cli, native
+    from pyvmm import cli, native, ring
     native.FILE = "/nonexistent"
     assert ring.Ring().backend == ring.LIBATOMIC
     sys.exit(cli.main(["run", "--host=local", *sys.argv[1:]]))

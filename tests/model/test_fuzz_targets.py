@@ -5,10 +5,12 @@ import os
 from pathlib import Path
 
 import pytest
+from fakes.queuetwins import Play
 from fakes.twins import Access, Filled, Happening
 from fuzz import exits, queues, rings
 
 from pyvmm import native
+from pyvmm.devices.virtio.split import SplitQueue
 from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.ring import NATIVE, PLAIN, Ring
 
@@ -35,6 +37,16 @@ def test_inputs_have_everything_that_can_happen_between_two_exits():
     assert happened == {name for name in vars(Happening) if name[0] == "_" and name[1] != "_"}
 
 
+def test_inputs_have_everything_that_can_happen_to_a_queue():
+    conversations = [queues.conversation(data) for data in of("queues")]
+    happened = {step.name for _, steps in conversations for step in steps}
+    assert happened == {name for name, kind in vars(Play).items() if callable(kind)} - {
+        "__init__", "seen", "close", "_let_go",
+    }  # fmt: skip
+    assert len({(queue.packed, queue.event_idx) for queue, _ in conversations}) == 4
+    assert len({(queue.packed, queue.indirect) for queue, _ in conversations}) == 4
+
+
 def test_inputs_have_every_operation_on_rings():
     operations = [todo for data in of("rings") for todo in rings.operations(data)[1]]
     assert {(name, bits) for name, bits, *_ in operations} == {
@@ -48,6 +60,14 @@ def test_twin_that_answers_a_load_wrongly_is_noticed(monkeypatch):
     with pytest.raises(AssertionError, match=r"in C:.*\n.*in Python:"):
         for data in of("exits"):
             exits.check(data)
+
+
+def test_queue_that_counts_wrongly_is_noticed(monkeypatch):
+    pop = SplitQueue.pop
+    monkeypatch.setattr(SplitQueue, "pop", lambda self: pop(self) and pop(self))
+    with pytest.raises(AssertionError, match=r"in C:.*\n.*in Python:"):
+        for data in of("queues"):
+            queues.check(data)
 
 
 def test_operation_that_stores_nothing_is_noticed(monkeypatch):

@@ -50,11 +50,6 @@ queues = st.builds(
 
 @pytest.mark.skipif(not os.path.exists(native.FILE), reason="the native module was not built")
 @settings(max_examples=1000, deadline=None)
-@given(
-    queue=queues,
-    steps=st.lists(
-        st.one_of(honest, honest, descriptors, pokes, pops, pops, pops, simple, completions), max_size=40
-    ),
-)
+@given(queue=queues, steps=st.lists(steps, max_size=40))
 def test_queue_in_c_does_what_its_twin_does(queue, steps):
     assert played(queue, steps, in_c=True) == played(queue, steps, in_c=False)

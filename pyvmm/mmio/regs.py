@@ -290,6 +290,8 @@ class RegisterDevice:
     NAME: ClassVar[str]
     SIZE: ClassVar[int]
     STATE: ClassVar[tuple[str, ...]] = ()
+    #: Its own ``read`` and ``write`` only send accesses elsewhere, by offset and size, or unchanged here.
+    SORTS: ClassVar[bool] = False
     _registers: ClassVar[tuple[Register, ...]] = ()
     # First offset, last offset, register. On an emulated RISC-V host asking every register is slow.
     _spans: ClassVar[tuple[tuple[int, int, Register], ...]] = ()
@@ -334,11 +336,12 @@ class RegisterDevice:
     def accessors(self) -> tuple[Readers, Writers]:
         """What ``read`` and ``write`` would call for accesses seen before; both grow with new ones.
 
-        The bus calls these without the detour. Empty where a subclass has a ``read`` or ``write`` of its own.
+        The bus calls these without the detour. Empty where a subclass has a ``read`` or ``write`` of its own,
+        but where they only sort accesses (``SORTS``).
         """
         cls = type(self)
-        readers = self._readers if cls.read is RegisterDevice.read else {}
-        return readers, self._writers if cls.write is RegisterDevice.write else {}
+        readers = self._readers if cls.SORTS or cls.read is RegisterDevice.read else {}
+        return readers, self._writers if cls.SORTS or cls.write is RegisterDevice.write else {}
 
     def reset(self) -> None:
         """Give every stored register its reset value."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pyvmm.devices.virtio.session import Services
     from pyvmm.fdt import Node
     from pyvmm.memory import GuestMemory
-    from pyvmm.mmio.regs import Readers, State, Writers
+    from pyvmm.mmio.regs import State
     from pyvmm.ring import Ring
 
     After = Callable[[], None] | None
@@ -39,6 +39,7 @@ class VirtioMmio(RegisterDevice):
 
     NAME = "virtio-mmio"
     SIZE = 0x1000
+    SORTS = True
 
     MAGIC_VALUE = Reg(0x000, access="r", reset=MAGIC)
     VERSION = Reg(0x004, access="r", reset=2)
@@ -108,10 +109,6 @@ class VirtioMmio(RegisterDevice):
         if offset >= _CONFIG:
             return self.device.write(offset - _CONFIG, size, value)
         return super().write(offset, size, value)
-
-    def accessors(self) -> tuple[Readers, Writers]:
-        """See RegisterDevice: the registers' own. What lies elsewhere is not among them."""
-        return self._readers, self._writers
 
     def decode(self, offset: int, size: int, is_write: bool, value: int) -> tuple[str, str]:
         """Names for the trace."""

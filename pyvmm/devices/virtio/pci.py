@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pyvmm.devices.virtio.device import VirtioDevice
     from pyvmm.devices.virtio.session import Services
     from pyvmm.memory import GuestMemory
-    from pyvmm.mmio.regs import Readers, State, Writers
+    from pyvmm.mmio.regs import State
     from pyvmm.ring import Ring
 
     After = Callable[[], None] | None
@@ -58,6 +58,7 @@ class VirtioPci(PackedRegisters):
 
     NAME = "virtio-pci"
     SIZE = _BAR_SIZE
+    SORTS = True
     STATE = ("_vectors", "_isr")
 
     DEVICE_FEATURE_SELECT = Reg(0x00, 32, on_read="_read_device_select", on_write="_write_device_select")
@@ -147,10 +148,6 @@ class VirtioPci(PackedRegisters):
         if offset >= _DEVICE_CONFIG:
             return self.device.write(offset - _DEVICE_CONFIG, size, value)
         return super().write(offset, size, value)
-
-    def accessors(self) -> tuple[Readers, Writers]:
-        """See RegisterDevice: the registers' own. What lies elsewhere is not among them."""
-        return self._readers, self._writers
 
     def decode(self, offset: int, size: int, is_write: bool, value: int) -> tuple[str, str]:
         """Names for the trace."""

@@ -2,8 +2,8 @@
 """Builds ``pyvmm/_native.abi3.so``: the ordered operations of ``pyvmm.ring``, the run loop of
 ``pyvmm.nativerun`` and the virtqueues of ``pyvmm.devices.virtio.nativequeue``, in C.
 
-setuptools runs it through cffi, at installation. Both load the result as a plain library, through ctypes:
-nothing here is imported at run time, nor is cffi.
+setuptools runs it through cffi, at installation. ``pyvmm.native`` loads the result as a plain library,
+through ctypes: nothing here is imported at run time, nor is cffi, to which no function is declared.
 """
 
 from __future__ import annotations
@@ -11,18 +11,6 @@ from __future__ import annotations
 import os
 
 import cffi
-
-# Arguments are of register size, which is what ctypes passes quickest; the compiler narrows them.
-DECLARATIONS = """
-uint16_t pyvmm_load_acquire16(uintptr_t address);
-uint32_t pyvmm_load_acquire32(uintptr_t address);
-void pyvmm_store_release16(uintptr_t address, uintptr_t value);
-void pyvmm_store_release32(uintptr_t address, uintptr_t value);
-uint16_t pyvmm_peer16(uintptr_t address);
-uint32_t pyvmm_peer32(uintptr_t address);
-uint16_t pyvmm_rearm16(uintptr_t address, uintptr_t value, uintptr_t peer);
-uint16_t pyvmm_rearm32(uintptr_t address, uintptr_t value, uintptr_t peer);
-"""
 
 _FILES = [
     os.path.join(os.path.dirname(__file__), name)
@@ -39,7 +27,6 @@ def _source() -> str:
 
 
 ffi = cffi.FFI()
-ffi.cdef(DECLARATIONS)
 # Optional: where it cannot be compiled, pyvmm.ring uses libatomic, and vCPUs run in plain Python.
 ffi.set_source(
     "pyvmm._native",

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The ordered operations of pyvmm/ring.py. Compiled into the native module.
+// The ordered operations of pyvmm/ring.py. Compiled into the native module. Arguments are of register size, which is
+// what ctypes passes quickest; the compiler narrows them.
 
 #include <stdint.h>
 

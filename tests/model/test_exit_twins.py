@@ -7,14 +7,11 @@
 from __future__ import annotations
 
 import errno
-import os
 
-import pytest
+from fakes.native import needs_native
 from fakes.twins import FREE, HUGE, PROBE, SAMPLE, TOP, UART, Access, Filled, Happening, played
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from pyvmm import native
 
 near = st.sampled_from([UART, SAMPLE, SAMPLE, SAMPLE, PROBE, PROBE, FREE, TOP, HUGE, 0])
 offsets = st.one_of(
@@ -63,7 +60,7 @@ guests = st.builds(
 )
 
 
-@pytest.mark.skipif(not os.path.exists(native.FILE), reason="the native module was not built")
+@needs_native
 @settings(deadline=None, max_examples=400)
 @given(guests)
 def test_twins_agree_on_everything(steps):

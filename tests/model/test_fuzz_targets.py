@@ -1,20 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The targets of ``scripts/fuzz-native``, without the fuzzer: with inputs that it found worth keeping."""
 
-import os
 from pathlib import Path
 
 import pytest
+from fakes.native import needs_native
 from fakes.queuetwins import Play
 from fakes.twins import Access, Filled, Happening
 from fuzz import exits, queues, rings
 
-from pyvmm import native
 from pyvmm.devices.virtio.split import SplitQueue
 from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.ring import NATIVE, PLAIN, Ring
 
-pytestmark = pytest.mark.skipif(not os.path.exists(native.FILE), reason="the native module was not built")
+pytestmark = needs_native
 
 CORPUS = Path(__file__).parent.parent / "fuzz/corpus"
 TARGETS = {"exits": exits, "queues": queues, "rings": rings}

@@ -6,14 +6,10 @@
 
 from __future__ import annotations
 
-import os
-
-import pytest
+from fakes.native import needs_native
 from fakes.queuetwins import BASE, PAGE, ROM, SEAM, SIZE, Queue, Step, played
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from pyvmm import native
 
 sizes = st.lists(st.integers(0, 40), max_size=3).map(tuple)
 honest = st.builds(Step, st.just("add"), st.tuples(sizes, sizes, st.booleans()))
@@ -48,7 +44,7 @@ queues = st.builds(
 )
 
 
-@pytest.mark.skipif(not os.path.exists(native.FILE), reason="the native module was not built")
+@needs_native
 @settings(max_examples=1000, deadline=None)
 @given(queue=queues, steps=st.lists(steps, max_size=40))
 def test_queue_in_c_does_what_its_twin_does(queue, steps):

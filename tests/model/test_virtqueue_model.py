@@ -6,11 +6,11 @@ order, with its bytes; every completion arrives once, in the device's order; and
 asked to be woken is woken.
 """
 
-import os
 from collections import deque
 
 import pytest
 from fakes.driver import FakeDriver
+from fakes.native import BACKENDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -22,16 +22,13 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from pyvmm import native
 from pyvmm.devices.virtio.chain import gather, scatter, total
 from pyvmm.devices.virtio.queue import make_queue
 from pyvmm.errors import QueueError
 from pyvmm.memory import GuestMemory
-from pyvmm.ring import NATIVE, PLAIN, Ring
+from pyvmm.ring import PLAIN, Ring
 
 BASE, SIZE = 0x8000_0000, 0x2_0000
-NOT_BUILT = pytest.mark.skipif(not os.path.exists(native.FILE), reason="the native module was not built")
-BACKENDS = [pytest.param(PLAIN, id="python"), pytest.param(NATIVE, id="c", marks=NOT_BUILT)]
 
 
 class Conversation(RuleBasedStateMachine):

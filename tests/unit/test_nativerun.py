@@ -3,13 +3,13 @@
 
 import ctypes
 import gc
-import os
 import sys
 import threading
 import weakref
 
 import pytest
 from fakes.kernel import FakeKernel, mmio_read, mmio_write, shutdown, wait_for_kick
+from fakes.native import needs_native
 
 from pyvmm import native, nativerun
 from pyvmm.kvm import uapi
@@ -17,7 +17,7 @@ from pyvmm.kvm.system import Kvm
 from pyvmm.mmio.bus import Bus
 from pyvmm.mmio.regs import Reg, RegisterDevice
 
-pytestmark = pytest.mark.skipif(not os.path.exists(native.FILE), reason="the native module was not built")
+pytestmark = needs_native
 
 DEVICE = 0x1000_0000
 LEFT_TO_PYTHON = uapi.KVM_EXIT_MMIO

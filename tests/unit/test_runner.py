@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 import errno
-import os
 import signal
 import threading
 from queue import SimpleQueue
@@ -20,9 +19,10 @@ from fakes.kernel import (
     system_event,
     wait_for_kick,
 )
+from fakes.native import needs_native
 from fakes.threads import PATIENCE, happens, in_time
 
-from pyvmm import native, outcome
+from pyvmm import outcome
 from pyvmm.errors import KvmError
 from pyvmm.kvm import regs, uapi
 from pyvmm.kvm.system import Kvm
@@ -30,7 +30,6 @@ from pyvmm.mmio.bus import Bus
 from pyvmm.runner import KICK, VcpuThread
 
 DEVICE = 0x1000_0000
-HAVE_C = os.path.exists(native.FILE)
 PC = regs.core("pc")
 
 
@@ -80,11 +79,9 @@ class Runner:
             thing.close()
 
 
-@pytest.fixture(params=[True, False], ids=["C", "Python"])
+@pytest.fixture(params=[pytest.param(True, id="C", marks=needs_native), pytest.param(False, id="Python")])
 def runner(request):
     made = []
-    if request.param and not HAVE_C:
-        pytest.skip("the native module was not built")
 
     def make(*script):
         made.append(Runner(*script, in_c=request.param))

@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Memory with borders of every kind, and both sides of a queue in it."""
 
-import os
-
 import pytest
 from fakes.driver import FakeDriver
+from fakes.native import BACKENDS
 from fakes.queues import BASE, MIB, PAGE, ROM, SEAM
 
-from pyvmm import native
 from pyvmm.memory import DEVICE, READ_ONLY, GuestMemory
-from pyvmm.ring import NATIVE, PLAIN, Ring
+from pyvmm.ring import Ring
 
 
 @pytest.fixture
@@ -27,11 +25,9 @@ def packed(request):
     return request.param
 
 
-@pytest.fixture(params=[PLAIN, NATIVE], ids=["python", "c"])
+@pytest.fixture(params=BACKENDS)
 def backend(request):
     """What works the queue."""
-    if request.param == NATIVE and not os.path.exists(native.FILE):
-        pytest.skip("the native module was not built")
     return request.param
 
 

@@ -5,6 +5,7 @@ import os
 
 import pytest
 from fakes.driver import FakeDriver
+from fakes.native import BACKENDS
 from fakes.virtio import Rig
 
 from pyvmm.devices.virtio.device import VirtioDevice
@@ -20,7 +21,7 @@ def driver(request):
     memory.close()
 
 
-@pytest.fixture(params=[None, PLAIN], ids=["best", "plain"])
+@pytest.fixture(params=BACKENDS)
 def queue(driver, request):
     queue = driver.make_queue(Ring(request.param))
     yield queue

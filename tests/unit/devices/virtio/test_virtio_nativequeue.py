@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Queues in C: what is theirs alone. The rest is in tests/model/test_queue_twins.py."""
 
-import os
-
 import pytest
+from fakes.driver import FakeDriver
+from fakes.native import needs_native
 from fakes.queues import BASE, MIB
 
-from pyvmm import native
 from pyvmm.errors import HostError, QueueError
 from pyvmm.memory import GuestMemory
-from pyvmm.ring import NATIVE
+from pyvmm.ring import NATIVE, Ring
 
-pytestmark = pytest.mark.skipif(not os.path.exists(native.FILE), reason="the native module was not built")
+pytestmark = needs_native
 
 
 @pytest.fixture
@@ -41,10 +40,6 @@ def test_function_that_outlived_its_queue_touches_nothing(connect):
 
 
 def test_memory_stays_as_long_as_the_queue(packed):
-    from fakes.driver import FakeDriver
-
-    from pyvmm.ring import Ring
-
     memory = GuestMemory()
     memory.add(BASE, 2 * MIB)
     memory.add(BASE + 4 * MIB, MIB)

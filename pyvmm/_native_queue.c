@@ -56,7 +56,7 @@ struct queue {
 };
 _Static_assert(sizeof(struct queue) == 56, "_Shared");
 
-// `Position` of queue.py, which the twin in Python goes on from.
+// `Position` of position.py, which the twin in Python goes on from.
 struct position {
 	uint32_t next, used;
 	uint32_t wrap, used_wrap; // packed
@@ -118,20 +118,25 @@ static PyObject *part(PyObject *view, uint64_t start, uint64_t length)
 	return found;
 }
 
+// Whether all of it is in the main bank; where it begins there.
+static int in_main(const struct queue *queue, const struct descriptor *buffer, uint64_t *start)
+{
+	*start = buffer->address - queue->base;
+	return *start <= queue->length && buffer->length <= queue->length - *start;
+}
+
 // The following return 1, or 0 when it is Python's, or -1 with an exception.
 
 static int add_buffer(PyObject *bound, const struct queue *queue, struct taken *taken, const struct descriptor *buffer,
 		      int writes)
 {
-	uint64_t start = buffer->address - queue->base;
+	uint64_t start;
 	PyObject *view;
 	int failed;
 
 	if (!buffer->length)
 		return 1;
-	if (start > queue->length || buffer->length > queue->length - start)
-		return 0;
-	if (!writes && PyList_Size(taken->writable))
+	if (!in_main(queue, buffer, &start) || (!writes && PyList_Size(taken->writable)))
 		return 0;
 	taken->bytes += buffer->length;
 	view = part(PyTuple_GetItem(bound, writes ? VIEW : READ_ONLY), start, buffer->length);
@@ -145,14 +150,12 @@ static int add_buffer(PyObject *bound, const struct queue *queue, struct taken *
 // Where the indirect table that `head` names lies, and how many entries it has.
 static int table_of(const struct queue *queue, const struct descriptor *head, uint64_t *table, uint32_t *entries)
 {
-	uint64_t start = head->address - queue->base;
+	uint64_t start;
 
 	*entries = head->length / sizeof *head;
 	if (!queue->indirect || !*entries || head->length % sizeof *head)
 		return 0;
-	if (*entries > queue->size && *entries > MAX_INDIRECT)
-		return 0;
-	if (start > queue->length || head->length > queue->length - start)
+	if ((*entries > queue->size && *entries > MAX_INDIRECT) || !in_main(queue, head, &start))
 		return 0;
 	*table = queue->main + start;
 	return 1;
@@ -376,6 +379,15 @@ static int write_used(PyObject *bound, const struct queue *queue, struct positio
 	return clear(chain, PyTuple_GetItem(bound, READABLE)) || clear(chain, PyTuple_GetItem(bound, WRITABLE));
 }
 
+// Shows the driver what was used: of a packed ring the descriptor at `at`.
+static void publish(const struct queue *queue, const struct position *position, uint32_t at, uint16_t flags)
+{
+	if (queue->packed)
+		pyvmm_store_release16(flags_at(queue, at), flags);
+	else
+		pyvmm_store_release16(queue->device + 2, position->used);
+}
+
 static PyObject *complete(PyObject *bound, PyObject *arguments)
 {
 	const struct queue *queue = queue_of(bound);
@@ -387,10 +399,7 @@ static PyObject *complete(PyObject *bound, PyObject *arguments)
 	if (!queue || !PyArg_ParseTuple(arguments, "OO", &chain, &written) ||
 	    write_used(bound, queue, position, chain, written, &flags))
 		return NULL;
-	if (queue->packed)
-		pyvmm_store_release16(flags_at(queue, at), flags);
-	else
-		pyvmm_store_release16(queue->device + 2, position->used);
+	publish(queue, position, at, flags);
 	return Py_BuildValue("");
 }
 
@@ -418,12 +427,10 @@ static PyObject *complete_all(PyObject *bound, PyObject *completions)
 		if (!index)
 			first_flags = flags;
 		else if (queue->packed)
-			pyvmm_store_release16(flags_at(queue, at), flags);
+			publish(queue, position, at, flags);
 	}
-	if (!queue->packed)
-		pyvmm_store_release16(queue->device + 2, position->used);
-	else if (count)
-		pyvmm_store_release16(flags_at(queue, first), first_flags);
+	if (count || !queue->packed)
+		publish(queue, position, first, first_flags);
 	return Py_BuildValue("");
 }
 

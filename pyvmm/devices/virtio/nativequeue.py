@@ -13,11 +13,10 @@ import ctypes
 
 from pyvmm import native
 from pyvmm.devices.virtio.chain import Chain
-from pyvmm.devices.virtio.queue import queue_closed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from pyvmm.devices.virtio.packed import PackedQueue
     from pyvmm.devices.virtio.queue import QueueSetup, Virtqueue
@@ -96,17 +95,13 @@ class NativeQueue:
             self._shared,
             twin.position,
         )
-        self._set(make(bound))
-
-    def _set(self, functions: Sequence[Callable[..., object]]) -> None:
         names = "pop", "complete", "complete_all", "should_interrupt", "pause_notify", "resume_notify"
-        for name, function in zip(names, functions, strict=True):
+        for name, function in zip(names, make(bound), strict=True):
             setattr(self, name, function)
 
     def close(self) -> None:
-        """See Virtqueue. A function that somebody still holds raises ValueError then, too."""
+        """See Virtqueue. The functions raise ValueError from then on."""
         self._shared.open = False
-        self._set([queue_closed] * 6)
         for view in self._views:
             view.release()
         self._twin.close()

@@ -11,7 +11,8 @@ from __future__ import annotations
 import struct
 
 from pyvmm.devices.virtio.chain import INDIRECT, MAX_BYTES, MIXED, NEXT, WRITE, Chain, read_table
-from pyvmm.devices.virtio.queue import MAX_SIZE, Position, area, queue_closed, wants_event
+from pyvmm.devices.virtio.position import Position
+from pyvmm.devices.virtio.queue import MAX_SIZE, area, queue_closed, wants_event
 from pyvmm.errors import QueueError
 
 TYPE_CHECKING = False

@@ -6,8 +6,13 @@ import signal
 
 pytest_plugins = ["pytester"]
 
-# A shell's background jobs ignore the keyboard's signals, and so would all programs that tests start.
-for _number, _handler in (signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL):
+# A shell's background jobs ignore the keyboard's signals, nohup's SIGHUP; so would all programs that tests
+# start.
+for _number, _handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGQUIT, signal.SIG_DFL),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
     if signal.getsignal(_number) is signal.SIG_IGN:
         signal.signal(_number, _handler)
 

@@ -14,7 +14,7 @@ import cffi
 
 _FILES = [
     os.path.join(os.path.dirname(__file__), name)
-    for name in ("_native_ring.c", "_native_run.c", "_native_queue.c")
+    for name in ("_native_ring.c", "_native_run.c", "_native_status.c", "_native_queue.c")
 ]
 
 

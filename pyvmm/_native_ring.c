@@ -26,5 +26,15 @@
         return __atomic_load_n((uint16_t *)peer, __ATOMIC_ACQUIRE);                           \
     }
 
+uint32_t pyvmm_set_bits32(uintptr_t address, uintptr_t bits)
+{
+	return __atomic_fetch_or((uint32_t *)address, (uint32_t)bits, __ATOMIC_ACQ_REL);
+}
+
+uint32_t pyvmm_clear_bits32(uintptr_t address, uintptr_t bits)
+{
+	return __atomic_fetch_and((uint32_t *)address, ~(uint32_t)bits, __ATOMIC_ACQ_REL);
+}
+
 ORDERED(16)
 ORDERED(32)

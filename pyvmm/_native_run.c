@@ -7,7 +7,8 @@
 // left to Python: other reasons, a trace, stores that were noted down and come first, an access to where there is no
 // device, a bus that changed at this very moment.
 //
-// The GIL is held but inside of KVM_RUN. Whatever is called may let go of it for a while, so what was borrowed
+// The GIL is held but inside of KVM_RUN, and for accesses that are answered directly (pyvmm/mmio/direct.py): by a
+// function in C, which has all it needs. It is not taken for these at all. Whatever is called may let go of it for a while, so what was borrowed
 // before is used afterwards only if something here keeps it: the function object keeps the tuple it is bound to,
 // `table` is a reference of its own, and neither tuple ever changes.
 //
@@ -39,6 +40,24 @@ struct ring_page {
 	uint32_t first, last;
 };
 
+// The following two are `_Direct` and `_Directs` of pyvmm/mmio/direct.py.
+
+// Answers an access of `length` bytes: 1, or 0 when it is left to Python with nothing changed. From any vCPU's
+// thread, several at once, without the GIL.
+typedef int direct_function(void *context, uint64_t offset, uint32_t length, int is_write, uint64_t *data);
+
+struct direct {
+	uint64_t first, last; // addresses
+	direct_function *answer;
+	void *context;
+	uint64_t *accesses;
+};
+
+struct directs {
+	uint32_t on, count;
+	struct direct all[];
+};
+
 typedef int ioctl_function(int fd, unsigned long request, ...);
 
 // What the function object is bound to; the objects are borrowed from there.
@@ -47,14 +66,21 @@ struct vcpu {
 	int fd;
 	struct run_page *page;
 	const struct ring_page *ring; // or NULL
+	const struct directs *directs;
 	uint64_t *answered;
 	PyObject *stopped, *handlers, *mmio, *on_mmio, *answers, *published;
 };
 
 // Places in what the bus publishes, and in a way. With these, or with what `run` is bound to, the number in the name
-// of pyvmm_runner_1 must change: then a module that was built before is not taken for one that fits.
+// of pyvmm_runner_2 must change: then a module that was built before is not taken for one that fits.
 enum { BASES, LASTS, WAYS, MAPPINGS, PLACES };
 enum { ACQUIRE, RELEASE, READ, WRITE, READERS, WRITERS, COUNTER, FROM_C };
+
+// Several threads count at once.
+static void count_access(uint64_t *accesses)
+{
+	__atomic_fetch_add(accesses, 1, __ATOMIC_RELAXED);
+}
 
 static uint64_t mask(const struct access *access)
 {
@@ -161,7 +187,7 @@ static int access_device(const struct vcpu *vcpu, PyObject *table, const struct 
 	published = PyList_GetItem(vcpu->published, 0) == table;
 	if (published) {
 		++*vcpu->answered;
-		++*(uint64_t *)PyLong_AsVoidPtr(PyTuple_GetItem(way, FROM_C));
+		count_access((uint64_t *)PyLong_AsVoidPtr(PyTuple_GetItem(way, FROM_C)));
 		result = call_device(way, access, access->address - base, value);
 	}
 	failed = call_anyway(PyTuple_GetItem(way, RELEASE));
@@ -196,22 +222,60 @@ static int answer_known(const struct vcpu *vcpu, const struct access *access)
 	return 0;
 }
 
+static int has_size_of_access(const struct access *access)
+{
+	return access->length == 1 || access->length == 2 || access->length == 4 || access->length == 8;
+}
+
+// Whether stores were noted down, which come first. Indices of a page that other vCPUs make the kernel write to.
+static int has_stores(const struct ring_page *ring)
+{
+	return ring &&
+	       __atomic_load_n(&ring->first, __ATOMIC_RELAXED) != __atomic_load_n(&ring->last, __ATOMIC_RELAXED);
+}
+
+// Without the GIL. Returns 1, or 0.
+static int answer_directly(const struct vcpu *vcpu)
+{
+	const struct access access = vcpu->page->mmio;
+	const struct directs *directs = vcpu->directs;
+	uint32_t index;
+
+	if (!__atomic_load_n(&directs->on, __ATOMIC_RELAXED) || !has_size_of_access(&access) || has_stores(vcpu->ring))
+		return 0;
+	for (index = 0; index < directs->count; index++) {
+		const struct direct *direct = &directs->all[index];
+		uint64_t data = access.data & mask(&access);
+
+		if (access.address < direct->first || access.address > direct->last ||
+		    access.length - 1 > direct->last - access.address)
+			continue;
+		if (!direct->answer(direct->context, access.address - direct->first, access.length, access.is_write,
+				    &data))
+			return 0;
+		++*vcpu->answered;
+		count_access(direct->accesses);
+		if (!access.is_write)
+			vcpu->page->mmio.data = data & mask(&access);
+		return 1;
+	}
+	return 0;
+}
+
 // VcpuThread._on_mmio. Returns 1, or 0 when it is Python's, or -1 with an exception.
 static int on_mmio(const struct vcpu *vcpu)
 {
 	const struct access access = vcpu->page->mmio;
-	const struct ring_page *ring = vcpu->ring;
 	PyObject *table;
 	int done;
 
 	if (PyDict_GetItemWithError(vcpu->handlers, vcpu->mmio) != vcpu->on_mmio)
 		return PyErr_Occurred() ? -1 : 0;
-	if (access.length != 1 && access.length != 2 && access.length != 4 && access.length != 8)
+	if (!has_size_of_access(&access))
 		return 0;
 	if (answer_known(vcpu, &access))
 		return 1;
-	// Indices of a page that other vCPUs make the kernel write to.
-	if (ring && __atomic_load_n(&ring->first, __ATOMIC_RELAXED) != __atomic_load_n(&ring->last, __ATOMIC_RELAXED))
+	if (has_stores(vcpu->ring))
 		return 0;
 	table = PyList_GetItem(vcpu->published, 0);
 	Py_INCREF(table);
@@ -223,20 +287,25 @@ static int on_mmio(const struct vcpu *vcpu)
 // Vcpu.run, which returns the reason of the first exit that is Python's, or NULL with an exception.
 static PyObject *run(PyObject *bound, PyObject *Py_UNUSED(nothing))
 {
-	unsigned long long ioctl, page, ring, answered;
+	unsigned long long ioctl, page, ring, directs, answered;
 	struct vcpu vcpu;
 
-	if (!PyArg_ParseTuple(bound, "KiKKKOOOOOO", &ioctl, &vcpu.fd, &page, &ring, &answered, &vcpu.stopped,
-			      &vcpu.handlers, &vcpu.mmio, &vcpu.on_mmio, &vcpu.answers, &vcpu.published))
+	if (!PyArg_ParseTuple(bound, "KiKKKKOOOOOO", &ioctl, &vcpu.fd, &page, &ring, &directs, &answered,
+			      &vcpu.stopped, &vcpu.handlers, &vcpu.mmio, &vcpu.on_mmio, &vcpu.answers, &vcpu.published))
 		return NULL;
 	vcpu.ioctl = (ioctl_function *)(uintptr_t)ioctl;
 	vcpu.page = (struct run_page *)(uintptr_t)page;
 	vcpu.ring = (const struct ring_page *)(uintptr_t)ring;
+	vcpu.directs = (const struct directs *)(uintptr_t)directs;
 	vcpu.answered = (uint64_t *)(uintptr_t)answered;
 	for (;;) {
 		PyThreadState *state = PyEval_SaveThread();
-		int failed = vcpu.ioctl(vcpu.fd, KVM_RUN, 0ul), number = errno, done = 0;
+		int failed, number, done = 0;
 
+		do {
+			failed = vcpu.ioctl(vcpu.fd, KVM_RUN, 0ul);
+			number = errno;
+		} while (!failed && vcpu.page->exit_reason == KVM_EXIT_MMIO && answer_directly(&vcpu));
 		PyEval_RestoreThread(state);
 		if (failed)
 			return PyObject_CallFunction(vcpu.stopped, "i", number);
@@ -250,7 +319,7 @@ static PyObject *run(PyObject *bound, PyObject *Py_UNUSED(nothing))
 }
 
 // Called with the GIL (PyDLL). The function keeps what it is bound to, and the garbage collector sees both.
-PyObject *pyvmm_runner_1(PyObject *bound)
+PyObject *pyvmm_runner_2(PyObject *bound)
 {
 	static PyMethodDef method = { "run", run, METH_NOARGS, NULL };
 

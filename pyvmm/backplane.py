@@ -63,7 +63,16 @@ def describe(tree: Tree, slots: Slots, ram_end: int) -> None:
         from pyvmm.devices.virtio.mmio import VirtioMmio
 
         base, irq = _slot(number)
-        tree.add(devicetree.Device("virtio", base, layout.VIRTIO_SIZE, irq, VirtioMmio.describe))
+        tree.add(
+            devicetree.Device(
+                "virtio",
+                base,
+                layout.VIRTIO_SIZE,
+                irq,
+                VirtioMmio.describe,
+                trigger=devicetree.EDGE_RISING,
+            )
+        )
 
 
 def _slot(number: int) -> tuple[int, int]:
@@ -74,7 +83,8 @@ def _slot(number: int) -> tuple[int, int]:
 class Backplane:
     """The devices of one power cycle. Filled before the guest runs; ``close`` afterwards.
 
-    ``line(name, number)`` makes a wire, ``msi_lines`` messages (None: this machine has none).
+    ``line(name, number, edge)`` makes a wire, taken by its level or its rising edges; ``msi_lines`` messages
+    (None: this machine has none).
     """
 
     def __init__(
@@ -85,7 +95,7 @@ class Backplane:
         ring: Ring,
         services: Services,
         *,
-        line: Callable[[str, int], IrqLine],
+        line: Callable[[str, int, bool], IrqLine],
         doorbells: Doorbells,
         msi_lines: MsiLines | None,
         ram_end: int,
@@ -107,7 +117,7 @@ class Backplane:
         from pyvmm.devices.pci.host import PciHost
         from pyvmm.pcitree import windows
 
-        wires = [self._line("pci", number) for number in layout.PCI_IRQS]
+        wires = [self._line("pci", number, False) for number in layout.PCI_IRQS]
         host = PciHost(self._bus, wires, windows(ram_end))
         self._bus.map(layout.PCI_ECAM_BASE, layout.PCI_ECAM_SIZE, host, name="pci")
         return host
@@ -144,11 +154,12 @@ class Backplane:
         from pyvmm.devices.virtio.mmio import VirtioMmio
 
         base, irq = _slot(len(self.virtio))
-        line = self._line(name, irq)
+        line = self._line(name, irq, True)
         transport = VirtioMmio(device, line, self._memory, self._ring, self._services, self._doorbells)
         self.virtio[name] = transport
-        self._bus.map(base, layout.VIRTIO_SIZE, transport, name=name)
+        mapping = self._bus.map(base, layout.VIRTIO_SIZE, transport, name=name)
         transport.place(base)
+        transport.answer_directly(mapping)
 
     def _plug_edu(self, name: str, chosen: Settings) -> None:
         from pyvmm.devices.edu import Edu

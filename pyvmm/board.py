@@ -207,8 +207,8 @@ class Board:
         assert routing is not None
         return KernelMsiLine(self.vm, routing, self._loop, self._suspension)
 
-    def _line(self, name: str, number: int) -> IrqLine:
-        line: IrqLine = WakingLine(self.chip.line(number), self._suspension)
+    def _line(self, name: str, number: int, edge: bool = False) -> IrqLine:
+        line: IrqLine = WakingLine(self.chip.line(number, edge=edge), self._suspension)
         if self._trace is not None and "irq" in self._trace.kinds:
             from pyvmm.trace import TracedLine
 
@@ -291,6 +291,8 @@ class Board:
 
         if self._serial is not None and "mmio" in trace.kinds:
             self._serial.close()
+        if "mmio" in trace.kinds:
+            self.bus.direct.stop()
         for thread in self.threads:
             exittrace.install(thread, self.bus, self._sbi, trace)
 

@@ -43,8 +43,11 @@ if TYPE_CHECKING:
         def imsic(self) -> devicetree.Imsic | None:
             """The MSI controller, for the device tree."""
 
-        def line(self, source: int) -> IrqLine:
-            """The wire with this source number."""
+        def line(self, source: int, *, edge: bool = False) -> IrqLine:
+            """The wire with this source number.
+
+            ``edge``: taken by its rising edges, where it is not for the guest to say.
+            """
 
         def close(self) -> None:
             """Release what the kernel holds."""
@@ -139,8 +142,9 @@ class KernelAia:
         self._aia.init()
         return self._aia.config("ids")
 
-    def line(self, source: int) -> KernelLine:
-        """The wire into APLIC source ``source``."""
+    def line(self, source: int, *, edge: bool = False) -> KernelLine:
+        """The wire into APLIC source ``source``, whose kind the guest chooses."""
+        del edge
         return KernelLine(self._vm, source)
 
     def close(self) -> None:
@@ -178,9 +182,9 @@ class UserPlic(_UserChip):
         bus.map(layout.PLIC_BASE, layout.PLIC_SIZE, self._plic, name="plic")
         self.wired = devicetree.Plic(layout.PLIC_BASE, layout.PLIC_SIZE, layout.NR_SOURCES)
 
-    def line(self, source: int) -> IrqLine:
+    def line(self, source: int, *, edge: bool = False) -> IrqLine:
         """The wire into PLIC source ``source``."""
-        return self._plic.line(source)
+        return self._plic.line(source, edge=edge)
 
 
 class UserAplic(_UserChip):
@@ -197,6 +201,7 @@ class UserAplic(_UserChip):
         bus.map(layout.APLIC_BASE, size, self._aplic, name="aplic")
         self.wired = devicetree.Aplic(layout.APLIC_BASE, size, layout.NR_SOURCES)
 
-    def line(self, source: int) -> IrqLine:
-        """The wire into APLIC source ``source``."""
+    def line(self, source: int, *, edge: bool = False) -> IrqLine:
+        """The wire into APLIC source ``source``, whose kind the guest chooses."""
+        del edge
         return self._aplic.line(source)

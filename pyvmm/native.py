@@ -32,6 +32,14 @@ def library() -> ctypes.PyDLL:
     return found
 
 
+def address(name: str) -> int:
+    """Of a function that other C calls; 0 where it cannot be had."""
+    try:
+        return ctypes.cast(library()[name], ctypes.c_void_p).value or 0
+    except (OSError, AttributeError):
+        return 0
+
+
 def maker(name: str) -> Callable[[tuple[object, ...]], Any] | None:
     """The function of that name, which binds a tuple to C functions; None where it cannot be had.
 

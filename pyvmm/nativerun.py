@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pyvmm.kvm.vcpu import Vcpu
     from pyvmm.mmio.bus import Bus
 
-_MAKER = "pyvmm_runner_1"
+_MAKER = "pyvmm_runner_2"
 
 
 def runner(
@@ -37,7 +37,8 @@ def runner(
     """Like ``vcpu.run``, but returns only with an exit that is not answered yet; None where that cannot be.
 
     Answered and counted in ``answered`` are accesses for which ``handlers`` has ``on_mmio``, when the exit
-    comes. ``answers`` and ``stores`` are the serial port's (``pyvmm.shortcut``). For the vCPU's own thread.
+    comes, and whatever ``bus.direct`` is for. ``answers`` and ``stores`` are the serial port's
+    (``pyvmm.shortcut``). For the vCPU's own thread.
     """
     ioctl = vcpu.kernel.run_address()
     make = native.maker(_MAKER)
@@ -49,6 +50,7 @@ def runner(
         vcpu.fd,
         vcpu.page_address,
         0 if isinstance(stores, bytes) else ctypes.addressof(stores),
+        bus.direct.address,
         ctypes.addressof(answered),
         vcpu.stopped,
         handlers,

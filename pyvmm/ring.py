@@ -34,7 +34,7 @@ NATIVE, LIBATOMIC, PLAIN = "native module", "libatomic", "plain Python"
 _LIBATOMIC_FILE = "libatomic.so.1"
 
 # The memory orders of <stdatomic.h>, which are part of libatomic's ABI.
-_RELAXED, _ACQUIRE, _RELEASE, _SEQ_CST = 0, 2, 3, 5
+_RELAXED, _ACQUIRE, _RELEASE, _ACQ_REL, _SEQ_CST = 0, 2, 3, 4, 5
 
 
 class Ring:
@@ -46,8 +46,8 @@ class Ring:
     """
 
     __slots__ = (
-        "backend", "load_acquire16", "load_acquire32", "peer16", "peer32", "rearm16", "rearm32", "safe",
-        "store_release16", "store_release32",
+        "backend", "clear_bits32", "load_acquire16", "load_acquire32", "peer16", "peer32", "rearm16",
+        "rearm32", "safe", "set_bits32", "store_release16", "store_release32",
     )  # fmt: skip
 
     #: (address) -> value. Later accesses are not done before it: for the index or flags that announce
@@ -68,6 +68,11 @@ class Ring:
     #: wants to be notified of what was just published.
     peer16: Callable[[int], int]
     peer32: Callable[[int], int]
+
+    #: (address, bits) -> the word before, of which these bits are now set, or cleared, as one step that no
+    #: other access passes: for words that several write, each its own bits.
+    set_bits32: Callable[[int, int], int]
+    clear_bits32: Callable[[int, int], int]
 
     def __init__(self, backend: str | None = None) -> None:
         """``backend``: NATIVE, LIBATOMIC or PLAIN, and no other; None for the best safe one."""
@@ -114,6 +119,8 @@ def _native() -> Operations:
             (f"peer{bits}", result, 1),
         ):
             operations[name] = _bind(library, f"pyvmm_{name}", returns, *[_REGISTER] * count)
+    for name in ("set_bits32", "clear_bits32"):
+        operations[name] = _bind(library, f"pyvmm_{name}", ctypes.c_uint32, _REGISTER, _REGISTER)
     return operations
 
 
@@ -144,7 +151,14 @@ def _libatomic() -> Operations:
 
         return _named(bits, load_acquire, store_release, rearm, peer)
 
-    return operations(16, load2, store2) | operations(32, load4, store4)
+    word = ctypes.c_uint32
+    fetch_or = _bind(library, "__atomic_fetch_or_4", word, _REGISTER, word, _REGISTER)
+    fetch_and = _bind(library, "__atomic_fetch_and_4", word, _REGISTER, word, _REGISTER)
+    bits: Operations = {
+        "set_bits32": lambda address, bits: fetch_or(address, bits, _ACQ_REL),
+        "clear_bits32": lambda address, bits: fetch_and(address, ~bits, _ACQ_REL),
+    }
+    return operations(16, load2, store2) | operations(32, load4, store4) | bits
 
 
 def _plain() -> Operations:
@@ -164,7 +178,17 @@ def _plain() -> Operations:
 
         return _named(bits, load, store, rearm, load)
 
-    return operations(16) | operations(32)
+    def set_bits(address: int, bits: int) -> int:
+        before = ctypes.c_uint32.from_address(address).value
+        ctypes.c_uint32.from_address(address).value = before | bits
+        return before
+
+    def clear_bits(address: int, bits: int) -> int:
+        before = ctypes.c_uint32.from_address(address).value
+        ctypes.c_uint32.from_address(address).value = before & ~bits
+        return before
+
+    return operations(16) | operations(32) | {"set_bits32": set_bits, "clear_bits32": clear_bits}
 
 
 def _named(

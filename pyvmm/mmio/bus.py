@@ -22,6 +22,7 @@ from bisect import bisect_right
 from struct import pack
 
 from pyvmm.errors import BusError
+from pyvmm.mmio.direct import DirectAnswers
 from pyvmm.mmio.ranges import Range
 from pyvmm.mmio.regs import RegisterDevice
 
@@ -100,8 +101,7 @@ class Mapping:
         self.range = where
         self.device = device
         self.name = name
-        # Accesses through Bus.read and Bus.write, and those from C: each counts in what is quickest for it.
-        # The device's lock guards both.
+        # Accesses through Bus.read and Bus.write, which the device's lock guards, and those from C.
         self._counter = [0]
         self._from_c = ctypes.c_uint64()
         self.way: Way = (
@@ -136,6 +136,13 @@ class Mapping:
         self._bus._move(self, Range(new_base, self.range.size))
         self._quiesce()
 
+    def answer_directly(self, offset: int, size: int, function: int, context: int) -> None:
+        """Have a function in C answer accesses within ``size`` bytes from ``offset`` on: see DirectAnswers.
+
+        Before the guest runs, and for a mapping that stays where it is.
+        """
+        self._bus.direct.add(Range(self.range.base + offset, size), function, context, self._from_c)
+
     def _quiesce(self) -> None:
         with self.device.lock:
             pass
@@ -152,12 +159,14 @@ class Bus:
     in ``unclaimed``.
     """
 
-    __slots__ = ("_write_lock", "published", "unclaimed")
+    __slots__ = ("_write_lock", "direct", "published", "unclaimed")
 
     def __init__(self) -> None:
         self._write_lock = threading.Lock()
         #: Its one entry is what is published; replaced, never changed.
         self.published: list[Table] = [((), (-1,), (), (), b"")]
+        #: What needs neither the table nor Python.
+        self.direct = DirectAnswers()
         self.unclaimed = Unclaimed()
 
     def map(self, base: int, size: int, device: BusDevice, *, name: str) -> Mapping:

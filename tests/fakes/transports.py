@@ -79,15 +79,16 @@ class _Transport:
 
 
 class OnMmio(_Transport):
-    """Behind virtio-mmio. ``line`` is its wire."""
+    """Behind virtio-mmio. ``line`` is its wire, which pulses."""
 
     def _make(self) -> None:
         self.bus = Bus()
         self.line = RecordingLine(8)
+        self._pulses_before = 0  # the last acknowledgement
         self.transport = VirtioMmio(
             self.device, self.line, self.memory, Ring(), self.services, self._doorbell
         )
-        self.bus.map(MMIO_BASE, VirtioMmio.SIZE, self.transport, name="echo0")
+        self.mapping = self.bus.map(MMIO_BASE, VirtioMmio.SIZE, self.transport, name="echo0")
         self.transport.place(MMIO_BASE)
 
     def read(self, offset: int, size: int = 4) -> int:
@@ -134,9 +135,10 @@ class OnMmio(_Transport):
         return self.read(0x100 + offset, size)
 
     def interrupted(self) -> bool:
-        return self.line.level
+        return self.line.pulses > self._pulses_before and self.read(0x60) != 0
 
     def acknowledge(self) -> int:
+        self._pulses_before = self.line.pulses
         status = self.read(0x60)
         self.write(0x64, status)
         return status

@@ -20,6 +20,7 @@ from fakes.kernel import U32, FakeKernel, shutdown
 from fakes.lines import RecordingLine, RecordingSink
 from fakes.threads import PATIENCE, in_time
 
+from pyvmm import native
 from pyvmm.devices.uart8250 import Uart8250
 from pyvmm.errors import BusError
 from pyvmm.kvm import uapi
@@ -29,11 +30,13 @@ from pyvmm.mmio.bus import Bus
 from pyvmm.mmio.ranges import Range
 from pyvmm.mmio.regs import Bit, Field, Reg, RegArray, RegisterDevice
 from pyvmm.outcome import Outcome
+from pyvmm.ring import Ring
 from pyvmm.runner import VcpuThread
 
 UART, SAMPLE, PROBE, TOP = 0x1000_0000, 0x1000_0100, 0x2000_0000, 2**64 - 0x100
 HUGE, HUGE_SIZE = 2**40, 2**40
 FREE = 0x3000_0000
+STATUS = 0x4000_0000
 
 
 class Sample(RegisterDevice):
@@ -66,6 +69,33 @@ class Sample(RegisterDevice):
     def _fail(self, value):
         if value == 0xDEAD_BEEF:
             raise ZeroDivisionError
+
+
+class Status(RegisterDevice):
+    """INTERRUPT_STATUS and INTERRUPT_ACK as virtio over MMIO has them, with the C's function for them."""
+
+    NAME = "status"
+    SIZE = 0x1000
+    INTERRUPT_STATUS = Reg(0x60, access="r", on_read="_read_status")
+    INTERRUPT_ACK = Reg(0x64, access="w", on_write="_write_ack")
+
+    def __init__(self):
+        super().__init__()
+        self._ring = Ring()
+        self.word = ctypes.c_uint32()
+
+    def answer_directly(self, mapping):
+        function = native.address("pyvmm_virtio_status")
+        mapping.answer_directly(0x60, 8, function, ctypes.addressof(self.word))
+
+    def set_bits(self, bits):
+        self._ring.set_bits32(ctypes.addressof(self.word), bits)
+
+    def _read_status(self):
+        return self._ring.load_acquire32(ctypes.addressof(self.word))
+
+    def _write_ack(self, value):
+        self._ring.clear_bits32(ctypes.addressof(self.word), value)
 
 
 class Lock:
@@ -161,6 +191,10 @@ class Machine:
         self.bus.map(SAMPLE, 0x100, self.sample, name="sample")
         self.bus.map(TOP, 0x100, Probe(self.log), name="top")
         self.bus.map(HUGE, HUGE_SIZE, Probe(self.log), name="huge")
+        self.status = Status()
+        mapping = self.bus.map(STATUS, Status.SIZE, self.status, name="status")
+        if in_c:
+            self.status.answer_directly(mapping)
         self.probe = Probe(self.log)
         self.mapping = self.bus.map(PROBE, 0x1000, self.probe, name="probe")
         self.serial = Serial(self.log)
@@ -204,6 +238,7 @@ class Machine:
             "unclaimed": (self.bus.unclaimed.total, self.bus.unclaimed.straddling, self.bus.unclaimed.pages),
             "uart": (self.uart.state(), self.uart.odd),
             "sample": (self.sample.state(), self.sample.odd, self.sample.total),
+            "status": (self.status.word.value, self.status.odd),
             "left": len(self.kernel.vm.vcpus[0].script),
         }
 
@@ -284,7 +319,11 @@ class Happening:
     def _forget(self, machine, vcpu):
         machine.serial.answers.clear()
 
+    def _interrupt(self, machine, vcpu):
+        machine.status.set_bits(self.argument)
+
     def _trace(self, machine, vcpu):
+        machine.bus.direct.stop()
         machine.thread.handlers[uapi.KVM_EXIT_MMIO] = machine.traced
 
     def _no_trace(self, machine, vcpu):

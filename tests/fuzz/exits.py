@@ -3,7 +3,20 @@
 
 from __future__ import annotations
 
-from fakes.twins import FREE, HUGE, HUGE_SIZE, PROBE, SAMPLE, TOP, UART, Access, Filled, Happening, played
+from fakes.twins import (
+    FREE,
+    HUGE,
+    HUGE_SIZE,
+    PROBE,
+    SAMPLE,
+    STATUS,
+    TOP,
+    UART,
+    Access,
+    Filled,
+    Happening,
+    played,
+)
 from fuzz.reader import Reader
 
 from pyvmm.kvm import uapi
@@ -16,6 +29,7 @@ _ADDRESSES = (
     *(SAMPLE + offset for offset in _REGISTERS),
     *(base + offset for base in (PROBE, FREE) for offset in (-1, 0, 1, 2, 3, 4, 0xFF8, 0xFFC, 0xFFF, 0x1000)),
     *(HUGE + offset for offset in (-1, 0, 2**32 - 1, 2**32, HUGE_SIZE - 4, HUGE_SIZE - 1, HUGE_SIZE)),
+    *(STATUS + offset for offset in (0x58, 0x5C, 0x60, 0x62, 0x64, 0x66, 0x68)),
     *(TOP - 1, TOP, 2**64 - 8, 2**64 - 2, 2**64 - 1, 0),
 )
 _PLACES = (PROBE, FREE, UART - 0xFFC, UART + 0xFFC, 2**64 - 0x1000, 0)
@@ -65,6 +79,10 @@ def _with_byte(reader):
     return Happening(reader.one_of(("know", "scribble")), reader.number(1))
 
 
+def _interrupt(reader):
+    return Happening("interrupt", reader.number(4))
+
+
 def _answer(reader):
     return Happening("answer", reader.number(reader.number(1) % 33, signed=True))
 
@@ -75,7 +93,7 @@ def _fail(reader):
 
 _STEPS = (
     *(_load, _store, _store_anything, _load, _store, _any_access, _filled, _any_reason),
-    *(_simple, _placed, _placed_anywhere, _with_byte, _answer, _fail),
+    *(_simple, _placed, _placed_anywhere, _with_byte, _answer, _fail, _interrupt),
 )
 
 

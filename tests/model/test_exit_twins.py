@@ -9,13 +9,13 @@ from __future__ import annotations
 import errno
 
 from fakes.native import needs_native
-from fakes.twins import FREE, HUGE, PROBE, SAMPLE, TOP, UART, Access, Filled, Happening, played
+from fakes.twins import FREE, HUGE, PROBE, SAMPLE, STATUS, TOP, UART, Access, Filled, Happening, played
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-near = st.sampled_from([UART, SAMPLE, SAMPLE, SAMPLE, PROBE, PROBE, FREE, TOP, HUGE, 0])
+near = st.sampled_from([UART, SAMPLE, SAMPLE, SAMPLE, STATUS, STATUS, PROBE, PROBE, FREE, TOP, HUGE, 0])
 offsets = st.one_of(
-    st.sampled_from([0x00, 0x03, 0x05, 0x07, 0x08, 0x10, 0x14, 0x20, 0x60]), st.integers(-9, 0x70)
+    st.sampled_from([0x00, 0x03, 0x05, 0x07, 0x08, 0x10, 0x14, 0x20, 0x60, 0x64]), st.integers(-9, 0x70)
 )
 addresses = st.one_of(
     st.builds(lambda base, offset: (base + offset) % 2**64, near, offsets), st.integers(0, 2**64 - 1)
@@ -32,6 +32,7 @@ bytes_ = st.integers(0, 0xFF)
 happenings = st.one_of(
     st.builds(Happening, st.sampled_from(["move", "race"]), bases),
     st.builds(Happening, st.sampled_from(["know", "scribble"]), bytes_),
+    st.builds(Happening, st.just("interrupt"), st.integers(0, 2**32 - 1)),
     st.builds(Happening, st.just("answer"), st.integers(-(2**70), 2**70)),
     st.builds(
         Happening,

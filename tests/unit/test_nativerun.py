@@ -13,6 +13,7 @@ from fakes.native import needs_native
 
 from pyvmm import native, nativerun
 from pyvmm.kvm import uapi
+from pyvmm.kvm.coalesced import LAST
 from pyvmm.kvm.system import Kvm
 from pyvmm.mmio.bus import Bus
 from pyvmm.mmio.regs import Reg, RegisterDevice
@@ -129,6 +130,76 @@ def test_register_is_reached_by_accesses_of_its_own_place_and_size_only(vcpu):
     it.bus.map(at, 0x10, device, name="word")
     assert it.run() == uapi.KVM_EXIT_SYSTEM_EVENT
     assert (device.VALUE, it.answers, device.odd, it.answered.value) == (3, [3, 3, 0], 3, 8)
+
+
+class Counter:
+    """A direct_function: writes down what it is asked, and answers what is at even offsets."""
+
+    def __init__(self):
+        kind = ctypes.CFUNCTYPE(
+            ctypes.c_int,
+            ctypes.c_void_p,
+            ctypes.c_uint64,
+            ctypes.c_uint32,
+            ctypes.c_int,
+            ctypes.POINTER(ctypes.c_uint64),
+        )
+        self.asked = []
+        self._function = kind(self._answer)
+        self.address = ctypes.cast(self._function, ctypes.c_void_p).value
+
+    def _answer(self, context, offset, length, is_write, data):
+        self.asked.append((context, offset, length, is_write, data[0] if is_write else None))
+        data[0] = 2**64 - 1 - len(self.asked)
+        return offset % 2 == 0
+
+
+def test_direct_accesses_are_answered_without_the_device_and_counted(vcpu):
+    it = vcpu(mmio_write(DEVICE + 0x12, 2, 0x1_2345), mmio_read(DEVICE + 0x14, 4), shutdown())
+    it.device.hook = pytest.fail
+    counter = Counter()
+    it.mapping.answer_directly(0x10, 8, counter.address, 7)
+    assert it.run() == uapi.KVM_EXIT_SYSTEM_EVENT
+    assert counter.asked == [(7, 2, 2, 1, 0x2345), (7, 4, 4, 0, None)]
+    assert it.answers == [0xFFFF_FFFD]
+    assert (it.answered.value, it.mapping.accesses) == (2, 2)
+
+
+def test_direct_access_that_its_function_refuses_is_the_devices(vcpu):
+    it = vcpu(mmio_write(DEVICE + 0x11, 1, 0x12), mmio_read(DEVICE + 0x11, 1), shutdown())
+    counter = Counter()
+    it.mapping.answer_directly(0x10, 8, counter.address, 0)
+    assert it.run() == uapi.KVM_EXIT_SYSTEM_EVENT
+    assert (len(counter.asked), it.answers, it.device.value) == (2, [0x12], 0x12)
+    assert (it.answered.value, it.mapping.accesses) == (2, 2)
+
+
+@pytest.mark.parametrize(("offset", "size"), [(0xE, 4), (0xF, 1), (0x16, 4), (0x17, 2), (0x18, 1), (0xC, 8)])
+def test_access_that_is_not_all_within_the_direct_range_is_the_devices(vcpu, offset, size):
+    it = vcpu(mmio_read(DEVICE + offset, size), shutdown())
+    counter = Counter()
+    it.mapping.answer_directly(0x10, 8, counter.address, 0)
+    assert it.run() == uapi.KVM_EXIT_SYSTEM_EVENT
+    assert (counter.asked, it.mapping.accesses) == ([], 1)
+
+
+def test_nothing_is_answered_directly_once_somebody_wants_to_see_accesses(vcpu):
+    it = vcpu(mmio_read(DEVICE + 0x10, 4), shutdown())
+    counter = Counter()
+    it.mapping.answer_directly(0x10, 8, counter.address, 0)
+    it.bus.direct.stop()
+    assert it.run() == uapi.KVM_EXIT_SYSTEM_EVENT
+    assert (counter.asked, it.mapping.accesses) == ([], 1)
+
+
+def test_noted_stores_come_before_a_direct_access(vcpu):
+    stores = (ctypes.c_char * 4096)()
+    stores[LAST] = 1
+    it = vcpu(mmio_read(DEVICE + 0x10, 4), stores=stores)
+    counter = Counter()
+    it.mapping.answer_directly(0x10, 8, counter.address, 0)
+    assert it.run() == LEFT_TO_PYTHON
+    assert counter.asked == []
 
 
 def test_access_is_left_to_python_while_another_handler_is_installed(vcpu):

@@ -76,6 +76,22 @@ def test_store_then_load_gives_the_value_and_touches_nothing_else(ring, words, e
     assert list(row) == [PATTERN[bits][0], value, PATTERN[bits][2]]
 
 
+@pytest.mark.parametrize(
+    ("operation", "before", "bits", "after"),
+    [
+        ("set_bits32", 0x8000_0001, 3, 0x8000_0003),
+        ("set_bits32", 5, 0x8000_0000, 0x8000_0005),
+        ("clear_bits32", 0x8000_0003, 1, 0x8000_0002),
+        ("clear_bits32", 0xFFFF_FFFF, 0xFFFF_FFFF, 0),
+        ("clear_bits32", 4, 3, 4),
+    ],
+)
+def test_bits_change_in_one_word_and_it_is_returned_as_it_was(ring, operation, before, bits, after):
+    row = (ctypes.c_uint32 * 3)(7, before, 7)
+    assert getattr(ring, operation)(ctypes.addressof(row) + 4, bits) == before
+    assert list(row) == [7, after, 7]
+
+
 def test_rearm_stores_and_returns_the_16_bit_peer(ring, words):
     bits, row, address = words
     peer = ctypes.c_uint16(0xFEDC)

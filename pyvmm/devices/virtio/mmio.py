@@ -2,12 +2,22 @@
 """virtio over MMIO, version 2 (virtio 1.2, section 4.2): one page of registers and one wire.
 
 The driver's notifications are stores to QUEUE_NOTIFY, each queue's value caught by a doorbell of its own.
+
+The wire is taken by its edges: it pulses whenever a bit of INTERRUPT_STATUS becomes set. So to acknowledge is
+only to clear bits, and the two registers are a word for which _native_status.c can answer, too
+(``mmio.direct``). A bit that is set already needs no pulse: the driver has still to acknowledge it, and looks
+at its queues after that.
 """
 
 from __future__ import annotations
 
+import ctypes
+
+from pyvmm import native
 from pyvmm.devices.virtio.core import VirtioCore
+from pyvmm.errors import ConfigError
 from pyvmm.mmio.regs import Bit, Reg, RegArray, RegisterDevice
+from pyvmm.ring import NATIVE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,6 +28,7 @@ if TYPE_CHECKING:
     from pyvmm.devices.virtio.session import Services
     from pyvmm.fdt import Node
     from pyvmm.memory import GuestMemory
+    from pyvmm.mmio.bus import Mapping
     from pyvmm.mmio.regs import State
     from pyvmm.ring import Ring
 
@@ -27,6 +38,7 @@ MAGIC = 0x7472_6976  # "virt"
 VENDOR = 0x4D56_5950  # "PYVM"
 _CONFIG = 0x100
 _QUEUE, _CONFIG_CHANGE = 1, 2  # bits of INTERRUPT_STATUS
+_ALL_REASONS = _QUEUE | _CONFIG_CHANGE
 _NO_MEMORY = 0xFFFF_FFFF  # of a shared memory region that does not exist
 _NOTIFY_SIZE = 4
 
@@ -40,6 +52,7 @@ class VirtioMmio(RegisterDevice):
     NAME = "virtio-mmio"
     SIZE = 0x1000
     SORTS = True
+    STATE = ("reasons",)
 
     MAGIC_VALUE = Reg(0x000, access="r", reset=MAGIC)
     VERSION = Reg(0x004, access="r", reset=2)
@@ -54,7 +67,9 @@ class VirtioMmio(RegisterDevice):
     QUEUE_NUM = Reg(0x038, access="w", on_write="_write_queue_num")
     QUEUE_READY = Reg(0x044, fields={"ready": Bit(0)}, on_read="_read_ready", on_write="_write_ready")
     QUEUE_NOTIFY = Reg(0x050, access="w", on_write="_write_queue_notify")
-    INTERRUPT_STATUS = Reg(0x060, access="r", fields={"queue": Bit(0), "config": Bit(1)})
+    INTERRUPT_STATUS = Reg(
+        0x060, access="r", fields={"queue": Bit(0), "config": Bit(1)}, on_read="_read_interrupt_status"
+    )
     INTERRUPT_ACK = Reg(0x064, access="w", on_write="_write_interrupt_ack")
     STATUS = Reg(0x070, on_read="_read_status", on_write="_write_status")
     QUEUE_DESC = RegArray(0x080, access="w", count=2, on_write="_write_desc")  # low half, high half
@@ -81,6 +96,9 @@ class VirtioMmio(RegisterDevice):
         self.lock = device.lock
         self.device = device
         self._irq = irq
+        self._ring = ring
+        self._status = ctypes.c_uint32()  # INTERRUPT_STATUS
+        self._status_address = ctypes.addressof(self._status)
         self._doorbells = [doorbells(_NOTIFY_SIZE, index) for index in range(len(device.queue_sizes))]
         self.core = VirtioCore(device, self, memory, ring, services, self._doorbells)
         device.reset()
@@ -89,6 +107,13 @@ class VirtioMmio(RegisterDevice):
     def place(self, base: int) -> None:
         """Say at which guest address the registers are: the doorbells listen there."""
         self.core.place_doorbells(lambda _: base + type(self).QUEUE_NOTIFY.offset)
+
+    def answer_directly(self, mapping: Mapping) -> None:
+        """Have accesses to INTERRUPT_STATUS and INTERRUPT_ACK answered in C, if that can be."""
+        function = native.address("pyvmm_virtio_status") if self._ring.backend == NATIVE else 0
+        if function:
+            offset = type(self).INTERRUPT_STATUS.offset
+            mapping.answer_directly(offset, 8, function, self._status_address)
 
     @staticmethod
     def describe(node: Node) -> None:
@@ -120,14 +145,13 @@ class VirtioMmio(RegisterDevice):
         """Power-on. The machine's, not the driver's: nobody waits for host I/O here."""
         self.core.reset()  # first: it may interrupt once more
         super().reset()
-        self._irq.set(False)
+        self._write_interrupt_ack(_ALL_REASONS)
 
     def close(self) -> None:
         """End with the machine. Without the lock."""
         self.core.close()
         with self.lock:
-            self.INTERRUPT_STATUS = 0
-            self._irq.set(False)
+            self._write_interrupt_ack(_ALL_REASONS)
         for doorbell in self._doorbells:
             doorbell.close()
 
@@ -137,12 +161,25 @@ class VirtioMmio(RegisterDevice):
 
     def load_state(self, state: State) -> None:
         """Take over what ``state`` returned, and go on: see VirtioCore. Raises ConfigError."""
+        reasons = state.get("reasons")
+        if isinstance(reasons, int) and reasons & ~_ALL_REASONS:
+            raise ConfigError(f"The saved state of {self.NAME} is damaged: reasons = {reasons}.")
         core = {name: value for name, value in state.items() if name in self.core.STATE}
         super().load_state({name: value for name, value in state.items() if name not in core})
         self.core.load_state(core)
-        self._irq.set(self.INTERRUPT_STATUS != 0)
+        if self.reasons:
+            self._irq.pulse()
 
     # Interrupts
+
+    @property
+    def reasons(self) -> int:
+        """What INTERRUPT_STATUS shows."""
+        return self._ring.load_acquire32(self._status_address)
+
+    @reasons.setter
+    def reasons(self, bits: int) -> None:
+        self._ring.store_release32(self._status_address, bits)
 
     def queue_interrupt(self, _index: int) -> None:
         """A queue has used buffers: the driver looks at all of them."""
@@ -156,12 +193,14 @@ class VirtioMmio(RegisterDevice):
         """There is one wire, and it needs INTERRUPT_STATUS: nobody can interrupt without us."""
 
     def _raise(self, reason: int) -> None:
-        self.INTERRUPT_STATUS |= reason
-        self._irq.set(True)
+        if not self._ring.set_bits32(self._status_address, reason) & reason:
+            self._irq.pulse()
+
+    def _read_interrupt_status(self) -> int:
+        return self.reasons
 
     def _write_interrupt_ack(self, value: int) -> None:
-        self.INTERRUPT_STATUS &= ~value
-        self._irq.set(self.INTERRUPT_STATUS != 0)
+        self._ring.clear_bits32(self._status_address, value)
 
     # Registers
 
@@ -207,7 +246,7 @@ class VirtioMmio(RegisterDevice):
     def _write_status(self, value: int) -> After:
         after = self.core.write_status(value & 0xFF)
         if value & 0xFF == 0:
-            self._write_interrupt_ack(_QUEUE | _CONFIG_CHANGE)
+            self._write_interrupt_ack(_ALL_REASONS)
         return after
 
     def _write_desc(self, half: int, value: int) -> None:

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What virtio-mmio and virtio-pci do alike, and what each does its own way."""
 
+import ctypes
 import os
 
 import pytest
 from fakes.echo import Echo
+from fakes.native import needs_native
 from fakes.transports import HIGH, MMIO_BASE, MSIX_BAR, NO_VECTOR, OnMmio, OnPci
 
 from pyvmm.devices.virtio import bits, pcicaps
@@ -29,6 +31,11 @@ def at_once(request):
 def mmio():
     with OnMmio(Echo()) as made:
         yield made
+
+
+def use_a_chain(made):
+    made.drivers[0].add_chain([b"x"], [1])
+    made.kick()
 
 
 @pytest.fixture
@@ -88,6 +95,50 @@ def test_reset_is_over_when_the_store_is(made):
     made.set_status(0)
     assert made.status() == 0
     assert made.device.stopped == 1
+
+
+def test_wire_of_mmio_pulses_again_only_once_its_reason_was_acknowledged(mmio):
+    mmio.start()
+    use_a_chain(mmio)
+    use_a_chain(mmio)
+    assert mmio.line.pulses == 1
+    mmio.acknowledge()
+    use_a_chain(mmio)
+    assert mmio.line.pulses == 2
+
+
+def test_wire_of_mmio_pulses_for_each_reason_and_each_is_acknowledged_alone(mmio):
+    mmio.start()
+    use_a_chain(mmio)
+    mmio.device.config_changed()
+    assert (mmio.line.pulses, mmio.read(0x60)) == (2, 3)
+    mmio.write(0x64, 1)
+    assert mmio.read(0x60) == 2
+    use_a_chain(mmio)
+    assert (mmio.line.pulses, mmio.read(0x60)) == (3, 3)
+
+
+@needs_native
+def test_interrupt_registers_of_mmio_are_one_word_for_python_and_for_the_c(mmio):
+    mmio.start()
+    mmio.transport.answer_directly(mmio.mapping)
+    direct = mmio.bus.direct._shared.all[0]
+    function = ctypes.CFUNCTYPE(
+        ctypes.c_int, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_int, ctypes.c_void_p
+    )(direct.answer)
+    data = ctypes.c_uint64()
+
+    def access(offset, length, is_write):
+        return function(direct.context, offset, length, is_write, ctypes.addressof(data))
+
+    use_a_chain(mmio)
+    assert (access(0, 4, 0), data.value) == (1, 1)
+    for odd in ((0, 4, 1), (4, 4, 0), (0, 2, 0), (2, 2, 0), (4, 2, 1), (0, 8, 0)):
+        assert access(*odd) == 0
+    data.value = 2
+    assert (access(4, 4, 1), mmio.read(0x60)) == (1, 1)
+    data.value = 1
+    assert (access(4, 4, 1), mmio.read(0x60)) == (1, 0)
 
 
 def test_reset_takes_the_interrupt_down(made):

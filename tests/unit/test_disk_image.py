@@ -331,7 +331,7 @@ class TestReadingWithoutWaiting:
 
         monkeypatch.setattr(os, "preadv", record)
         into = views(100, 412)
-        assert image.read_cached(into, 512)
+        assert image.read_cached(into, 512, 512)
         assert joined(into) == content()[512:1024]
         assert flags == [os.RWF_NOWAIT]
 
@@ -342,7 +342,7 @@ class TestReadingWithoutWaiting:
         image = opened(path)
         image.in_memory = False
         monkeypatch.setattr(os, "preadv", would_block)
-        assert not image.read_cached(views(512), 0)
+        assert not image.read_cached(views(512), 0, 512)
 
     def test_file_system_that_cannot_say_is_asked_once(self, path, opened, monkeypatch):
         asked = []
@@ -354,20 +354,20 @@ class TestReadingWithoutWaiting:
         image = opened(path)
         image.in_memory = False
         monkeypatch.setattr(os, "preadv", refuse)
-        assert not image.read_cached(views(512), 0)
-        assert not image.read_cached(views(512), 0)
+        assert not image.read_cached(views(512), 0, 512)
+        assert not image.read_cached(views(512), 0, 512)
         assert len(asked) == 1
 
     def test_part_of_it_cached_counts_as_not(self, path, opened, monkeypatch):
         image = opened(path)
         image.in_memory = False
         monkeypatch.setattr(os, "preadv", lambda *_: 512)
-        assert not image.read_cached(views(1024), 0)
+        assert not image.read_cached(views(1024), 0, 1024)
 
     def test_direct_image_is_never_read_on_the_spot(self, path, opened):
         image = opened(path, direct=True)
         image.in_memory = False
-        assert not image.read_cached(views(512), 0)
+        assert not image.read_cached(views(512), 0, 512)
 
     def test_image_in_memory_is_always_read_on_the_spot(self):
         fd = os.memfd_create("image")  # lives on a tmpfs
@@ -375,7 +375,7 @@ class TestReadingWithoutWaiting:
         image = DiskImage(fd, 4096)
         assert image.in_memory
         into = views(*[2] * 2000)
-        assert image.read_cached(into, 0)
+        assert image.read_cached(into, 0, 4000)
         assert joined(into) == content(4096)[:4000]
         image.close()
 

@@ -32,7 +32,7 @@ class HeldImage(DiskImage):
         self.go = threading.Event()
         self.begun = threading.Semaphore(0)
 
-    def read_cached(self, views, offset):
+    def read_cached(self, views, offset, length):
         return False
 
     def read(self, views, offset):

@@ -83,22 +83,22 @@ class DiskImage:
 
     # Reading and writing
 
-    def read_cached(self, views: Views, offset: int) -> bool:
-        """Fill ``views`` if that needs no waiting; False when it does, and they may be filled in part."""
+    def read_cached(self, views: Views, offset: int, length: int) -> bool:
+        """Fill ``views``, of ``length`` bytes, if that needs no waiting; else False, and a part may be."""
+        if self._can_peek and len(views) <= _IOV_MAX:
+            try:
+                flags = 0 if self.in_memory else os.RWF_NOWAIT
+                if os.preadv(self._fd, views, offset, flags) == length:
+                    return True
+            except BlockingIOError:
+                return False
+            except OSError as error:
+                if error.errno not in _UNSUPPORTED:
+                    raise
+                self._can_peek = False  # this file system does not know how to
         if self.in_memory:
             self.read(views, offset)
-            return True
-        if not self._can_peek or len(views) > _IOV_MAX:
-            return False
-        try:
-            return os.preadv(self._fd, views, offset, os.RWF_NOWAIT) == total(views)
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            if error.errno not in _UNSUPPORTED:
-                raise
-            self._can_peek = False  # this file system does not know how to
-            return False
+        return self.in_memory
 
     def read(self, views: Views, offset: int) -> None:
         """Fill ``views`` from ``offset`` on."""

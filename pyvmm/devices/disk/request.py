@@ -17,21 +17,26 @@ if TYPE_CHECKING:
 # What is answered.
 OK, IOERR, UNSUPP = 0, 1, 2
 
-_LARGEST_USED = 0xFFFF_FFFF
-
 
 class Request:
-    """One request from the time its chain was taken until it is completed. ``status`` is its answer."""
+    """One request from the time its chain was taken until it is completed. ``status`` is its answer.
 
-    __slots__ = ("_chain", "_queue", "_ring", "_size", "_status_byte", "data", "job", "status")
+    ``data`` are views for what is read, ``room`` bytes.
+    """
+
+    __slots__ = ("_chain", "_queue", "_ring", "_status_byte", "data", "job", "room", "status")
 
     def __init__(self, queue: ActiveQueue, chain: Chain, size: int) -> None:
         """``size``: bytes of the chain's writable part, of which the last one takes the status."""
         self._queue = queue
         self._ring = queue.ring
         self._chain = chain
-        self._size = size
-        self.data, (self._status_byte,) = split(chain.writable, size - 1)
+        self.room = size - 1
+        writable = chain.writable
+        if len(writable[-1]) == 1:  # as drivers lay it out
+            self.data, self._status_byte = writable[:-1], writable[-1]
+        else:
+            self.data, (self._status_byte,) = split(writable, self.room)
         self.status = OK
         self.job: Job | None = None  # for a worker
 
@@ -52,4 +57,4 @@ class Request:
         """Complete the chain."""
         if not self.stale:
             self._status_byte[0] = self.status
-            self._queue.complete(self._chain, min(self._size, _LARGEST_USED))
+            self._queue.complete(self._chain, self.room + 1)

@@ -69,14 +69,6 @@ def _parse_id(value: str) -> str:
     return value
 
 
-def _transfer_size(views: list[memoryview]) -> int:
-    """Bytes to read or write. Raises OSError for too many."""
-    size = total(views)
-    if size > _MOST_BYTES:
-        raise OSError(errno.EINVAL, "too large a request")
-    return size
-
-
 class Blk(VirtioDevice):
     """A disk on ``image``, which it closes. ``malformed`` counts chains without room for an answer.
 
@@ -119,7 +111,7 @@ class Blk(VirtioDevice):
         self._serial = serial.encode().ljust(_ID_SIZE, b"\0")
         self._session: Session | None = None
         self._jobs: JobQueue | None = None
-        self._starters: dict[int, Callable[[list[memoryview], list[memoryview], int], Job | int]] = {
+        self._starters: dict[int, Callable[[Request, list[memoryview], int], Job | int]] = {
             T_IN: self._start_read,
             T_OUT: self._start_write,
             T_FLUSH: self._start_flush,
@@ -242,18 +234,21 @@ class Blk(VirtioDevice):
 
     def _start(self, request: Request, readable: list[memoryview]) -> None:
         """Look at a request: it is given its status, or the job that finds it out."""
-        header, payload = split(readable, _HEADER.size)
-        words = gather(header)
-        if len(words) < _HEADER.size:
-            request.status = IOERR
-            return
+        words: memoryview | bytes = readable[0] if readable else b""
+        payload = readable[1:]
+        if len(words) != _HEADER.size:  # not as drivers lay it out
+            header, payload = split(readable, _HEADER.size)
+            words = gather(header)
+            if len(words) < _HEADER.size:
+                request.status = IOERR
+                return
         kind, _, sector = _HEADER.unpack(words)
         starter = self._starters.get(kind)
         if starter is None:
             request.status = UNSUPP
             return
         try:
-            outcome = starter(request.data, payload, sector)
+            outcome = starter(request, payload, sector)
         except OSError:
             outcome = IOERR
         if isinstance(outcome, int):
@@ -267,16 +262,22 @@ class Blk(VirtioDevice):
             raise OSError(errno.EINVAL, "not on the disk")
         return sector * SECTOR
 
-    def _start_read(self, views: list[memoryview], _payload: list[memoryview], sector: int) -> Job | int:
-        length = _transfer_size(views)
-        offset = self._offset(sector, length)
-        if self._afford(length) and self._image.read_cached(views, offset):
-            return OK
-        return partial(self._image.read, views, offset)
+    def _transfer(self, sector: int, length: int) -> int:
+        """Like ``_offset``, of what is read or written. Raises OSError for too much at once."""
+        if length > _MOST_BYTES:
+            raise OSError(errno.EINVAL, "too large a request")
+        return self._offset(sector, length)
 
-    def _start_write(self, _views: list[memoryview], payload: list[memoryview], sector: int) -> Job | int:
-        length = _transfer_size(payload)
-        offset = self._offset(sector, length)
+    def _start_read(self, request: Request, _payload: list[memoryview], sector: int) -> Job | int:
+        length = request.room
+        offset = self._transfer(sector, length)
+        if self._afford(length) and self._image.read_cached(request.data, offset, length):
+            return OK
+        return partial(self._image.read, request.data, offset)
+
+    def _start_write(self, _request: Request, payload: list[memoryview], sector: int) -> Job | int:
+        length = total(payload)
+        offset = self._transfer(sector, length)
         if self._image.read_only:
             return IOERR
         write = partial(self._image.write, payload, offset, not self.WRITEBACK)
@@ -290,22 +291,20 @@ class Blk(VirtioDevice):
         self._budget -= length
         return self._budget >= 0
 
-    def _start_flush(self, _views: list[memoryview], _payload: list[memoryview], _sector: int) -> Job | int:
+    def _start_flush(self, _request: Request, _payload: list[memoryview], _sector: int) -> Job | int:
         return OK if self._image.read_only else self._image.flush
 
-    def _start_get_id(self, views: list[memoryview], _payload: list[memoryview], _sector: int) -> int:
-        scatter(views, self._serial)
+    def _start_get_id(self, request: Request, _payload: list[memoryview], _sector: int) -> int:
+        scatter(request.data, self._serial)
         return OK
 
-    def _start_discard(self, _views: list[memoryview], payload: list[memoryview], _sector: int) -> Job | int:
+    def _start_discard(self, _request: Request, payload: list[memoryview], _sector: int) -> Job | int:
         segments = self._segments(DISCARD, payload, _DISCARD_SECTORS)
         if segments is None or any(flags for _, _, flags in segments):
             return UNSUPP
         return partial(self._discard_all, segments, not self.WRITEBACK)
 
-    def _start_write_zeroes(
-        self, _views: list[memoryview], payload: list[memoryview], _sector: int
-    ) -> Job | int:
+    def _start_write_zeroes(self, _request: Request, payload: list[memoryview], _sector: int) -> Job | int:
         segments = self._segments(WRITE_ZEROES, payload, _ZERO_SECTORS)
         if segments is None or any(flags & ~_UNMAP for _, _, flags in segments):
             return UNSUPP

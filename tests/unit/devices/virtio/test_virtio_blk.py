@@ -35,7 +35,7 @@ class SlowImage(DiskImage):
         self.calls = []
         self.error = None
 
-    def read_cached(self, views, offset):
+    def read_cached(self, views, offset, length):
         return False
 
     def _note(self, *call):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds ``pyvmm/_native.abi3.so``: the ordered operations of ``pyvmm.ring``, the run loop of
-``pyvmm.nativerun`` and the virtqueues of ``pyvmm.devices.virtio.nativequeue``, in C.
+``pyvmm.nativerun``, the virtqueues of ``pyvmm.devices.virtio.nativequeue`` and what moves frames through them
+for ``pyvmm.devices.net.pair``, in C.
 
 setuptools runs it through cffi, at installation. ``pyvmm.native`` loads the result as a plain library,
 through ctypes: nothing here is imported at run time, nor is cffi, to which no function is declared.
@@ -12,9 +13,10 @@ import os
 
 import cffi
 
+_FOLDER = os.path.abspath(os.path.dirname(__file__))
 _FILES = [
-    os.path.join(os.path.dirname(__file__), name)
-    for name in ("_native_ring.c", "_native_run.c", "_native_queue.c")
+    os.path.join(_FOLDER, name)
+    for name in ("_native_ring.c", "_native_run.c", "_native_queue.c", "_native_frames.c")
 ]
 
 
@@ -34,5 +36,6 @@ ffi.set_source(
     optional=True,
     py_limited_api=True,
     define_macros=[("Py_LIMITED_API", "0x030A0000")],  # 3.10; later ones lack headers that cffi relies on
-    depends=_FILES,
+    include_dirs=[_FOLDER],
+    depends=[*_FILES, os.path.join(_FOLDER, "_native_queue.h")],
 )

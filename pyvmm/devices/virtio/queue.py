@@ -49,8 +49,8 @@ class QueueSetup:
 class Frames(Protocol):
     """Moves frames of virtio-net in C, between a queue and a descriptor that takes and gives one a call.
 
-    What is unusual is left to Python untouched, and ends the call. The first number returned says why it ended:
-    see ``devices.net.pair``. The interrupt is up to the caller.
+    What is unusual is left to Python untouched, and ends the call. The first number that is returned says why
+    it ended: see ``devices.net.pair``. The interrupt is up to the caller.
     """
 
     def receive(

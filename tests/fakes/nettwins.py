@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import select
+import socket
 from contextlib import ExitStack, closing
 from typing import NamedTuple
 
@@ -25,6 +26,8 @@ from pyvmm.ring import NATIVE, PLAIN
 RX, TX = 0, 1
 #: A smaller bank of RAM: C leaves buffers in it to Python.
 ELSEWHERE = 0xC000_0000
+#: Twice that is room for one large frame that is not taken; larger ones the host refuses.
+_WIRE = 20_000
 _MAC = bytes.fromhex("525400123456")
 
 
@@ -54,6 +57,8 @@ class Play:
 
     def __init__(self, setup, in_c, stack):
         self._tap = stack.enter_context(closing(FakeTap()))
+        with socket.socket(fileno=os.dup(self._tap.end.ports[0].fd)) as near:
+            near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _WIRE)
         memory = GuestMemory()
         memory.add(RAM, 4 << 20)
         memory.add(ELSEWHERE, 1 << 20)
@@ -83,9 +88,11 @@ class Play:
 
     # The driver
 
-    def offer(self, sizes, indirect, elsewhere):
-        """A buffer to receive into, in pieces of these sizes."""
-        self._add(RX, (), [self._placed(size, elsewhere) for size in sizes], indirect)
+    def offer(self, sizes, indirect, elsewhere, count):
+        """So many buffers to receive into, in pieces of these sizes."""
+        for _ in range(count):
+            self._add(RX, (), [self._placed(size, elsewhere) for size in sizes], indirect)
+        self.kick(RX)
 
     def queue(self, sizes, writable, indirect):
         """A buffer to send from: a frame in pieces of these sizes, and what no frame has."""

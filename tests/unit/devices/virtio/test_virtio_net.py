@@ -8,7 +8,7 @@ import struct
 from errno import EINVAL, EISDIR
 
 import pytest
-from fakes.native import BACKENDS
+from fakes.native import BACKENDS, needs_native
 from fakes.tap import CountedFrames, FakeTap
 from fakes.virtio import Rig
 
@@ -381,6 +381,66 @@ class TestReceive:
         rig.arrive(b"short")
         assert rig.received() == []
         assert rig.counters.rx_dropped == 1
+
+
+@needs_native
+class TestInC:
+    """Which frames are moved without Python: nobody else can tell."""
+
+    @pytest.fixture
+    def backend(self):
+        return NATIVE
+
+    @pytest.fixture
+    def in_python(self, monkeypatch):
+        """One entry for each system call that Python makes for a frame."""
+        calls = []
+        readv, writev = os.readv, os.writev
+        monkeypatch.setattr(os, "readv", lambda *call: calls.append("readv") or readv(*call))
+        monkeypatch.setattr(os, "writev", lambda *call: calls.append("writev") or writev(*call))
+        return calls
+
+    def test_usual_frames_are(self, make, in_python):
+        rig = make(size=64)
+        for _ in range(50):
+            rig.offer(1526)
+        rig.arrive(frame(60))
+        rig.arrive(frame(60000))
+        rig.send(HEADER, frame(60))
+        assert sum(map(len, rig.received())) == 2 * len(HEADER) + 60060
+        assert in_python == []
+
+    def test_frame_that_had_to_wait_for_buffers_is_not_but_the_next_one_is(self, make, in_python):
+        rig = make(size=64)
+        rig.offer(1000)
+        rig.arrive(frame(2500))
+        for _ in range(8):
+            rig.offer(1000)
+        rig.arrive(frame(60))
+        assert b"".join(rig.received()) == bytes(10) + b"\x03\x00" + frame(2500) + (
+            bytes(10) + b"\x01\x00" + frame(60)
+        )
+        assert in_python == []
+        assert rig.core._session.queues[RX].in_flight == 0
+
+    def test_buffer_that_is_none_is_not_but_the_next_one_is(self, make, in_python):
+        rig = make()
+        rig.drivers[RX].add_chain([b"for reading"])
+        rig.offer(2000)
+        rig.offer(2000)
+        rig.arrive(frame(60))
+        in_python.clear()
+        rig.arrive(frame(61))
+        assert rig.received()[1:] == [bytes(10) + b"\x01\x00" + frame(size) for size in (60, 61)]
+        assert in_python == []
+
+    def test_frame_that_the_port_does_not_take_stays_in_the_ring(self, make):
+        rig = make(size=64)
+        while not rig.drivers[TX].in_flight:
+            rig.send(HEADER, frame(1500))
+            rig.drivers[TX].collect()
+        assert rig.core._session.queues[TX].in_flight == 0
+        assert rig.device._workers[0]._held is None
 
 
 class TestExchange:

@@ -89,9 +89,9 @@ class Play:
     # The driver
 
     def offer(self, sizes, indirect, elsewhere, count):
-        """So many buffers to receive into, in pieces of these sizes."""
+        """So many buffers to receive into, in pieces of these sizes, the last one perhaps elsewhere."""
         for _ in range(count):
-            self._add(RX, (), [self._placed(size, elsewhere) for size in sizes], indirect)
+            self._add(RX, (), [*sizes[:-1], self._placed(sizes[-1], elsewhere)], indirect)
         self.kick(RX)
 
     def queue(self, sizes, writable, indirect):

@@ -240,6 +240,15 @@ class TestReceive:
         assert rig.received() == [bytes(10) + b"\x01\x00" + frame(77)]
         assert rig.counters.rx_dropped == 0
 
+    def test_frame_goes_on_in_a_buffer_that_begins_in_one_bank_and_ends_in_another(self, make):
+        rig = make()
+        rig.memory.add(0xC000_0000, 4096)
+        rig.offer(1000)
+        rig.drivers[RX].add_chain([], [300, (0xC000_0000, 300)])
+        rig.kick(RX)
+        rig.arrive(frame(1400))
+        assert b"".join(rig.received()) == bytes(10) + b"\x02\x00" + frame(1400)
+
     def test_frame_arrives_in_buffers_of_single_bytes(self, make):
         rig = make(size=64)
         for _ in range(50):

@@ -54,8 +54,8 @@ enum { QUEUE, POSITION, BOUND_QUEUE };
 
 // A walk over the descriptors of one buffer, and what is known of the buffer afterwards.
 struct walk {
-	// Called for each piece, which begins at `start` in the main bank; `writes` is DESC_F_WRITE or 0. Returns 1, or 0 when the buffer is Python's, or
-	// -1 with an exception.
+	// Called for each piece, which begins at `start` in the main bank; `writes` is DESC_F_WRITE or 0. Returns 1, or 0
+	// when the buffer is Python's, or -1 with an exception.
 	int (*add)(struct walk *walk, uint64_t start, uint32_t length, int writes);
 	int takes_empty; // pieces without bytes are passed over; else the buffer is Python's
 	int writes; // the last piece was writable

@@ -65,7 +65,7 @@ pokes = st.builds(
 
 @needs_native
 @settings(max_examples=300, deadline=None)
-@given(setup=setups, steps=st.lists(honest, min_size=10, max_size=60))
+@given(setup=setups, steps=st.lists(honest, min_size=10, max_size=40))
 def test_frames_in_c_are_moved_as_by_their_twin(setup, steps):
     assert played(setup, steps, in_c=True) == played(setup, steps, in_c=False)
 

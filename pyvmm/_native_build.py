@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds ``pyvmm/_native.abi3.so``: the ordered operations of ``pyvmm.ring``, the run loop of
-``pyvmm.nativerun`` and the virtqueues of ``pyvmm.devices.virtio.nativequeue``, in C.
+"""Builds ``pyvmm/_native.abi3.so`` from all ``_native_*.c``. Each says whose it is.
 
 setuptools runs it through cffi, at installation. ``pyvmm.native`` loads the result as a plain library,
 through ctypes: nothing here is imported at run time, nor is cffi, to which no function is declared.
@@ -8,14 +7,13 @@ through ctypes: nothing here is imported at run time, nor is cffi, to which no f
 
 from __future__ import annotations
 
+import glob
 import os
 
 import cffi
 
-_FILES = [
-    os.path.join(os.path.dirname(__file__), name)
-    for name in ("_native_ring.c", "_native_run.c", "_native_status.c", "_native_queue.c")
-]
+_FOLDER = os.path.abspath(os.path.dirname(__file__))
+_FILES = sorted(glob.glob(os.path.join(_FOLDER, "_native_*.c")))
 
 
 def _source() -> str:
@@ -34,5 +32,6 @@ ffi.set_source(
     optional=True,
     py_limited_api=True,
     define_macros=[("Py_LIMITED_API", "0x030A0000")],  # 3.10; later ones lack headers that cffi relies on
-    depends=_FILES,
+    include_dirs=[_FOLDER],
+    depends=[*_FILES, *glob.glob(os.path.join(_FOLDER, "_native_*.h"))],
 )

@@ -23,6 +23,8 @@ extern PyObject *PyExc_ValueError;
 void Py_IncRef(PyObject *);
 void Py_DecRef(PyObject *);
 int PyArg_ParseTuple(PyObject *, const char *, ...);
+char *PyByteArray_AsString(PyObject *);
+Py_ssize_t PyByteArray_Size(PyObject *);
 char *PyBytes_AsString(PyObject *);
 Py_ssize_t PyBytes_Size(PyObject *);
 PyObject *PyBool_FromLong(long);
@@ -58,6 +60,13 @@ int PyTuple_SetItem(PyObject *, Py_ssize_t, PyObject *);
 PyObject *Py_BuildValue(const char *, ...);
 int *__errno_location(void);
 
+struct iovec {
+	void *iov_base;
+	size_t iov_len;
+};
+Py_ssize_t readv(int, const struct iovec *, int);
+Py_ssize_t writev(int, const struct iovec *, int);
+
 #define METH_VARARGS 1
 #define METH_NOARGS 4
 #define METH_O 8
@@ -67,3 +76,7 @@ int *__errno_location(void);
 #define Py_XDECREF Py_DecRef
 #define Py_UNUSED(name) name __attribute__((unused))
 #define errno (*__errno_location())
+// <asm-generic/errno.h>, as RISC-V and x86 have it.
+enum {
+	EINTR = 4, EAGAIN = 11, EPIPE = 32, ECONNABORTED = 103, ECONNRESET = 104, ESHUTDOWN = 108, ECONNREFUSED = 111
+};

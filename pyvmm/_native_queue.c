@@ -12,8 +12,7 @@
 // Whatever is called may let go of the GIL for a while. The device's lock, which its callers hold, keeps others away
 // from the queue; what the functions are bound to keeps the objects.
 
-#include <stddef.h>
-#include <stdint.h>
+#include "_native_queue.h"
 
 // Of _native_ring.c.
 uint16_t pyvmm_load_acquire16(uintptr_t address);
@@ -24,64 +23,26 @@ uint32_t pyvmm_peer32(uintptr_t address);
 uint16_t pyvmm_rearm16(uintptr_t address, uintptr_t value, uintptr_t peer);
 uint16_t pyvmm_rearm32(uintptr_t address, uintptr_t value, uintptr_t peer);
 
-enum { DESC_F_NEXT = 1, DESC_F_WRITE = 2, DESC_F_INDIRECT = 4, DESC_F_AVAIL = 1 << 7, DESC_F_USED = 1 << 15 };
 enum { EVENT_FLAGS_ENABLE, EVENT_FLAGS_DISABLE, EVENT_FLAGS_DESC }; // of a packed ring
 enum { AVAIL_F_NO_INTERRUPT = 1, USED_F_NO_NOTIFY = 1 }; // of a split one
 enum { MAX_INDIRECT = 1024 };
 static const uint64_t MAX_BYTES = 1ull << 32;
 
-struct descriptor {
-	uint64_t address;
-	uint32_t length;
-	union {
-		struct {
-			uint16_t id, flags;
-		} packed;
-		struct {
-			uint16_t flags, next;
-		} split;
-	};
-};
-_Static_assert(sizeof(struct descriptor) == 16, "virtio 1.2, 2.7.5 and 2.8.13");
+// After QUEUE and POSITION. With these, the number in the name of pyvmm_queue_1 must change.
+enum { VIEW = BOUND_QUEUE, READ_ONLY, CHAIN, POP, RESUME_NOTIFY, HEAD, SLOTS, READABLE, WRITABLE };
 
-// The following two are also in Python, in memory that the functions keep. With them, or with what the functions are
-// bound to, the number in the name of pyvmm_queue_1 must change.
-
-// `_Shared` of nativequeue.py.
-struct queue {
-	uint64_t descriptors, driver, device; // host addresses of the areas
-	uint64_t base, length, main; // of the main bank of RAM: guest address, bytes, host address
-	uint32_t size;
-	uint8_t packed, event_idx, indirect, open;
-};
-_Static_assert(sizeof(struct queue) == 56, "_Shared");
-
-// `Position` of position.py, which the twin in Python goes on from.
-struct position {
-	uint32_t next, used;
-	uint32_t wrap, used_wrap; // packed
-	uint32_t seen; // split
-	int32_t in_flight; // packed
-	uint32_t signalled; // split: the used index of the last should_interrupt
-	uint32_t unsignalled; // packed: slots given back since then
-};
-_Static_assert(sizeof(struct position) == 32, "Position");
-
-enum { QUEUE, POSITION, VIEW, READ_ONLY, CHAIN, POP, RESUME_NOTIFY, HEAD, SLOTS, READABLE, WRITABLE };
-
-struct taken {
-	PyObject *readable, *writable;
-	uint64_t bytes;
-	uint32_t head, slots;
+// What `pop` makes of a buffer: a view of each piece.
+struct views {
+	struct walk walk;
+	PyObject *bound, *readable, *writable;
 };
 
-static struct position *position_of(PyObject *bound)
+struct position *pyvmm_queue_position(PyObject *bound)
 {
 	return PyLong_AsVoidPtr(PyTuple_GetItem(bound, POSITION));
 }
 
-// NULL with an exception when the queue is closed: its memory may be gone.
-static const struct queue *queue_of(PyObject *bound)
+const struct queue *pyvmm_queue_of(PyObject *bound)
 {
 	const struct queue *queue = PyLong_AsVoidPtr(PyTuple_GetItem(bound, QUEUE));
 
@@ -125,26 +86,32 @@ static int in_main(const struct queue *queue, const struct descriptor *buffer, u
 	return *start <= queue->length && buffer->length <= queue->length - *start;
 }
 
-// The following return 1, or 0 when it is Python's, or -1 with an exception.
-
-static int add_buffer(PyObject *bound, const struct queue *queue, struct taken *taken, const struct descriptor *buffer,
-		      int writes)
+static int add_view(struct walk *walk, uint64_t start, uint32_t length, int writes)
 {
-	uint64_t start;
-	PyObject *view;
+	struct views *views = (struct views *)walk;
+	PyObject *view = part(PyTuple_GetItem(views->bound, writes ? VIEW : READ_ONLY), start, length);
 	int failed;
 
-	if (!buffer->length)
-		return 1;
-	if (!in_main(queue, buffer, &start) || (!writes && PyList_Size(taken->writable)))
-		return 0;
-	taken->bytes += buffer->length;
-	view = part(PyTuple_GetItem(bound, writes ? VIEW : READ_ONLY), start, buffer->length);
 	if (!view)
 		return -1;
-	failed = PyList_Append(writes ? taken->writable : taken->readable, view);
+	failed = PyList_Append(writes ? views->writable : views->readable, view);
 	Py_DECREF(view);
 	return failed ? -1 : 1;
+}
+
+// The following return 1, or 0 when it is Python's, or -1 with an exception.
+
+static int add_buffer(const struct queue *queue, struct walk *walk, const struct descriptor *buffer, int writes)
+{
+	uint64_t start;
+
+	if (!buffer->length)
+		return walk->takes_empty;
+	if (!in_main(queue, buffer, &start) || (!writes && walk->writes))
+		return 0;
+	walk->bytes += buffer->length;
+	walk->writes = writes;
+	return walk->add(walk, start, buffer->length, writes);
 }
 
 // Where the indirect table that `head` names lies, and how many entries it has.
@@ -162,7 +129,7 @@ static int table_of(const struct queue *queue, const struct descriptor *head, ui
 }
 
 // An indirect table of a packed ring is a chain to its end: NEXT means nothing in it.
-static int take_table(PyObject *bound, const struct queue *queue, struct taken *taken, const struct descriptor *head)
+static int take_table(const struct queue *queue, struct walk *walk, const struct descriptor *head)
 {
 	uint32_t entries, index;
 	uint64_t table;
@@ -173,13 +140,12 @@ static int take_table(PyObject *bound, const struct queue *queue, struct taken *
 
 		if (buffer.packed.flags & DESC_F_INDIRECT)
 			return 0;
-		done = add_buffer(bound, queue, taken, &buffer, buffer.packed.flags & DESC_F_WRITE);
+		done = add_buffer(queue, walk, &buffer, buffer.packed.flags & DESC_F_WRITE);
 	}
 	return done;
 }
 
-static int take_packed(PyObject *bound, const struct queue *queue, const struct position *position,
-		       struct taken *taken)
+static int take_packed(const struct queue *queue, const struct position *position, struct walk *walk)
 {
 	uint32_t at = position->next;
 	struct descriptor buffer;
@@ -187,30 +153,30 @@ static int take_packed(PyObject *bound, const struct queue *queue, const struct 
 
 	do {
 		buffer = copied(queue->descriptors, at);
-		taken->slots++;
-		taken->head = buffer.packed.id;
+		walk->slots++;
+		walk->head = buffer.packed.id;
 		if (buffer.packed.flags & DESC_F_INDIRECT) {
-			if (taken->slots > 1 || buffer.packed.flags & DESC_F_NEXT)
+			if (walk->slots > 1 || buffer.packed.flags & DESC_F_NEXT)
 				return 0;
-			return take_table(bound, queue, taken, &buffer);
+			return take_table(queue, walk, &buffer);
 		}
-		done = add_buffer(bound, queue, taken, &buffer, buffer.packed.flags & DESC_F_WRITE);
+		done = add_buffer(queue, walk, &buffer, buffer.packed.flags & DESC_F_WRITE);
 		if (done <= 0)
 			return done;
 		at = at + 1 < queue->size ? at + 1 : 0;
-	} while (buffer.packed.flags & DESC_F_NEXT && taken->slots < queue->size);
+	} while (buffer.packed.flags & DESC_F_NEXT && walk->slots < queue->size);
 	return !(buffer.packed.flags & DESC_F_NEXT);
 }
 
-static int take_split(PyObject *bound, const struct queue *queue, const struct position *position, struct taken *taken)
+static int take_split(const struct queue *queue, const struct position *position, struct walk *walk)
 {
 	uint32_t at = position->next & (queue->size - 1), entries = queue->size, count = 0, index;
 	uint64_t table = queue->descriptors;
 	struct descriptor buffer;
 	int done, inner = 0;
 
-	index = taken->head = *(volatile const uint16_t *)(uintptr_t)(queue->driver + 4 + 2 * at);
-	taken->slots = 1;
+	index = walk->head = *(volatile const uint16_t *)(uintptr_t)(queue->driver + 4 + 2 * at);
+	walk->slots = 1;
 	while (count++ < entries) {
 		if (index >= entries)
 			return 0;
@@ -223,12 +189,23 @@ static int take_split(PyObject *bound, const struct queue *queue, const struct p
 			count = 0;
 			continue;
 		}
-		done = add_buffer(bound, queue, taken, &buffer, buffer.split.flags & DESC_F_WRITE);
+		done = add_buffer(queue, walk, &buffer, buffer.split.flags & DESC_F_WRITE);
 		if (done <= 0 || !(buffer.split.flags & DESC_F_NEXT))
 			return done;
 		index = buffer.split.next;
 	}
 	return 0;
+}
+
+int pyvmm_queue_walk(const struct queue *queue, const struct position *position, struct walk *walk)
+{
+	int done = (queue->packed ? take_packed : take_split)(queue, position, walk);
+
+	if (done <= 0)
+		return done;
+	if (walk->bytes > MAX_BYTES)
+		return 0;
+	return !queue->packed || position->in_flight + (int64_t)walk->slots <= queue->size;
 }
 
 // Whether there is a buffer; -1 when the index makes no sense, which is Python's to say.
@@ -252,8 +229,8 @@ static int is_available(const struct position *position, uint16_t flags)
 	return (flags & (DESC_F_AVAIL | DESC_F_USED)) == (position->wrap ? DESC_F_AVAIL : DESC_F_USED);
 }
 
-// Like `saw`. Pairs with the driver's barrier before it makes a buffer available.
-static int look(const struct queue *queue, struct position *position)
+// Pairs with the driver's barrier before it makes a buffer available.
+int pyvmm_queue_look(const struct queue *queue, struct position *position)
 {
 	if (queue->packed)
 		return is_available(position, pyvmm_load_acquire16(flags_at(queue, position->next)));
@@ -271,48 +248,53 @@ static void advance(const struct queue *queue, uint32_t *at, uint32_t *wrap, uin
 	}
 }
 
-static PyObject *make_chain(PyObject *bound, const struct queue *queue, struct position *position,
-			    const struct taken *taken)
+void pyvmm_queue_step(const struct queue *queue, struct position *position, uint32_t slots)
 {
-	PyObject *chain = PyObject_CallFunction(PyTuple_GetItem(bound, CHAIN), "IOOI", taken->head, taken->readable,
-						taken->writable, taken->slots);
-
-	if (chain && queue->packed) {
-		position->in_flight += taken->slots;
-		advance(queue, &position->next, &position->wrap, taken->slots);
-	} else if (chain) {
+	if (queue->packed) {
+		position->in_flight += slots;
+		advance(queue, &position->next, &position->wrap, slots);
+	} else {
 		position->next = (uint16_t)(position->next + 1);
 	}
+}
+
+static PyObject *make_chain(const struct queue *queue, struct position *position, const struct views *views)
+{
+	const struct walk *walk = &views->walk;
+	PyObject *chain = PyObject_CallFunction(PyTuple_GetItem(views->bound, CHAIN), "IOOI", walk->head,
+						views->readable, views->writable, walk->slots);
+
+	if (chain)
+		pyvmm_queue_step(queue, position, walk->slots);
 	return chain;
 }
 
 static PyObject *pop(PyObject *bound, PyObject *Py_UNUSED(nothing))
 {
-	const struct queue *queue = queue_of(bound);
-	struct position *position = position_of(bound);
-	struct taken taken = { 0 };
+	const struct queue *queue = pyvmm_queue_of(bound);
+	struct position *position = pyvmm_queue_position(bound);
+	struct views views = { .walk = { .add = add_view, .takes_empty = 1 }, .bound = bound };
 	PyObject *chain = NULL;
 	int done;
 
 	if (!queue)
 		return NULL;
-	done = look(queue, position);
+	done = pyvmm_queue_look(queue, position);
 	if (!done)
 		return Py_BuildValue("");
 	if (done < 0)
 		return PyObject_CallNoArgs(PyTuple_GetItem(bound, POP));
-	taken.readable = PyList_New(0);
-	taken.writable = PyList_New(0);
-	if (taken.readable && taken.writable) {
-		done = (queue->packed ? take_packed : take_split)(bound, queue, position, &taken);
-		if (done > 0 && taken.bytes <= MAX_BYTES &&
-		    (!queue->packed || position->in_flight + (int64_t)taken.slots <= queue->size))
-			chain = make_chain(bound, queue, position, &taken);
-		else if (done >= 0)
+	views.readable = PyList_New(0);
+	views.writable = PyList_New(0);
+	if (views.readable && views.writable) {
+		done = pyvmm_queue_walk(queue, position, &views.walk);
+		if (done > 0)
+			chain = make_chain(queue, position, &views);
+		else if (!done)
 			chain = PyObject_CallNoArgs(PyTuple_GetItem(bound, POP));
 	}
-	Py_XDECREF(taken.readable);
-	Py_XDECREF(taken.writable);
+	Py_XDECREF(views.readable);
+	Py_XDECREF(views.writable);
 	return chain;
 }
 
@@ -350,37 +332,32 @@ static int clear(PyObject *object, PyObject *attribute)
 	return failed ? -1 : 0;
 }
 
-// Writes a used descriptor but for its flags, or a used element; the driver does not look at it yet. `flags` are
-// those of a packed ring. Returns 0, or -1 with an exception.
-static int write_used(PyObject *bound, const struct queue *queue, struct position *position, PyObject *chain,
-		      PyObject *written, uint16_t *flags)
+uint16_t pyvmm_queue_use(const struct queue *queue, struct position *position, uint32_t head, uint32_t slots,
+			 uint32_t written)
 {
-	uint32_t head, slots, bytes, *element;
+	uint16_t flags = (position->used_wrap ? DESC_F_AVAIL | DESC_F_USED : 0) | (written ? DESC_F_WRITE : 0);
 
-	if (number_of(written, &bytes) || attribute_of(chain, PyTuple_GetItem(bound, HEAD), &head) ||
-	    attribute_of(chain, PyTuple_GetItem(bound, SLOTS), &slots))
-		return -1;
 	if (queue->packed) {
 		uint16_t *ident = (uint16_t *)flags_at(queue, position->used) - 1;
+		uint32_t *length = (uint32_t *)ident - 1;
 
-		element = (uint32_t *)ident - 1;
-		*element = bytes;
+		*length = written;
 		*ident = head;
-		*flags = (position->used_wrap ? DESC_F_AVAIL | DESC_F_USED : 0) | (bytes ? DESC_F_WRITE : 0);
 		advance(queue, &position->used, &position->used_wrap, slots);
 		position->in_flight -= slots;
 		position->unsignalled += slots;
 	} else {
-		element = (uint32_t *)(uintptr_t)(queue->device + 4 + 8 * (position->used & (queue->size - 1)));
+		uint32_t *element =
+			(uint32_t *)(uintptr_t)(queue->device + 4 + 8 * (position->used & (queue->size - 1)));
+
 		element[0] = head;
-		element[1] = bytes;
+		element[1] = written;
 		position->used = (uint16_t)(position->used + 1);
 	}
-	return clear(chain, PyTuple_GetItem(bound, READABLE)) || clear(chain, PyTuple_GetItem(bound, WRITABLE));
+	return flags;
 }
 
-// Shows the driver what was used: of a packed ring the descriptor at `at`.
-static void publish(const struct queue *queue, const struct position *position, uint32_t at, uint16_t flags)
+void pyvmm_queue_publish(const struct queue *queue, const struct position *position, uint32_t at, uint16_t flags)
 {
 	if (queue->packed)
 		pyvmm_store_release16(flags_at(queue, at), flags);
@@ -388,26 +365,39 @@ static void publish(const struct queue *queue, const struct position *position, 
 		pyvmm_store_release16(queue->device + 2, position->used);
 }
 
+// pyvmm_queue_use for a Chain. Returns 0, or -1 with an exception.
+static int use_chain(PyObject *bound, const struct queue *queue, struct position *position, PyObject *chain,
+		     PyObject *written, uint16_t *flags)
+{
+	uint32_t bytes, head, slots;
+
+	if (number_of(written, &bytes) || attribute_of(chain, PyTuple_GetItem(bound, HEAD), &head) ||
+	    attribute_of(chain, PyTuple_GetItem(bound, SLOTS), &slots))
+		return -1;
+	*flags = pyvmm_queue_use(queue, position, head, slots, bytes);
+	return clear(chain, PyTuple_GetItem(bound, READABLE)) || clear(chain, PyTuple_GetItem(bound, WRITABLE));
+}
+
 static PyObject *complete(PyObject *bound, PyObject *arguments)
 {
-	const struct queue *queue = queue_of(bound);
-	struct position *position = position_of(bound);
+	const struct queue *queue = pyvmm_queue_of(bound);
+	struct position *position = pyvmm_queue_position(bound);
 	uint32_t at = position->used;
 	PyObject *chain, *written;
 	uint16_t flags;
 
 	if (!queue || !PyArg_ParseTuple(arguments, "OO", &chain, &written) ||
-	    write_used(bound, queue, position, chain, written, &flags))
+	    use_chain(bound, queue, position, chain, written, &flags))
 		return NULL;
-	publish(queue, position, at, flags);
+	pyvmm_queue_publish(queue, position, at, flags);
 	return Py_BuildValue("");
 }
 
 // The driver looks at a packed ring in order, so the flags of the first one are what tells it of all.
 static PyObject *complete_all(PyObject *bound, PyObject *completions)
 {
-	const struct queue *queue = queue_of(bound);
-	struct position *position = position_of(bound);
+	const struct queue *queue = pyvmm_queue_of(bound);
+	struct position *position = pyvmm_queue_position(bound);
 	uint32_t first = position->used;
 	uint16_t flags, first_flags = 0;
 	Py_ssize_t count, index;
@@ -422,15 +412,15 @@ static PyObject *complete_all(PyObject *bound, PyObject *completions)
 		uint32_t at = position->used;
 
 		if (!completion || !PyArg_ParseTuple(completion, "OO", &chain, &written) ||
-		    write_used(bound, queue, position, chain, written, &flags))
+		    use_chain(bound, queue, position, chain, written, &flags))
 			return NULL;
 		if (!index)
 			first_flags = flags;
 		else if (queue->packed)
-			publish(queue, position, at, flags);
+			pyvmm_queue_publish(queue, position, at, flags);
 	}
 	if (count || !queue->packed)
-		publish(queue, position, first, first_flags);
+		pyvmm_queue_publish(queue, position, first, first_flags);
 	return Py_BuildValue("");
 }
 
@@ -470,12 +460,12 @@ static int split_wants_interrupt(const struct queue *queue, struct position *pos
 
 static PyObject *should_interrupt(PyObject *bound, PyObject *Py_UNUSED(nothing))
 {
-	const struct queue *queue = queue_of(bound);
+	const struct queue *queue = pyvmm_queue_of(bound);
 
 	if (!queue)
 		return NULL;
 	return PyBool_FromLong((queue->packed ? packed_wants_interrupt : split_wants_interrupt)(queue,
-											       position_of(bound)));
+											       pyvmm_queue_position(bound)));
 }
 
 static void suppress_notifications(const struct queue *queue)
@@ -488,7 +478,7 @@ static void suppress_notifications(const struct queue *queue)
 
 static PyObject *pause_notify(PyObject *bound, PyObject *Py_UNUSED(nothing))
 {
-	const struct queue *queue = queue_of(bound);
+	const struct queue *queue = pyvmm_queue_of(bound);
 
 	if (!queue)
 		return NULL;
@@ -522,14 +512,14 @@ static int enable_notifications(const struct queue *queue, struct position *posi
 
 static PyObject *resume_notify(PyObject *bound, PyObject *Py_UNUSED(nothing))
 {
-	const struct queue *queue = queue_of(bound);
+	const struct queue *queue = pyvmm_queue_of(bound);
 	int found;
 
 	if (!queue)
 		return NULL;
-	if (is_known(queue, position_of(bound)))
+	if (is_known(queue, pyvmm_queue_position(bound)))
 		return PyBool_FromLong(1);
-	found = enable_notifications(queue, position_of(bound));
+	found = enable_notifications(queue, pyvmm_queue_position(bound));
 	if (found < 0)
 		return PyObject_CallNoArgs(PyTuple_GetItem(bound, RESUME_NOTIFY));
 	if (found && !queue->event_idx)
@@ -537,19 +527,10 @@ static PyObject *resume_notify(PyObject *bound, PyObject *Py_UNUSED(nothing))
 	return PyBool_FromLong(found);
 }
 
-// Called with the GIL (PyDLL). The functions keep what they are bound to.
-PyObject *pyvmm_queue_1(PyObject *bound)
+PyObject *pyvmm_bound_functions(PyObject *bound, PyMethodDef *methods, Py_ssize_t count)
 {
-	static PyMethodDef methods[] = {
-		{ "pop", pop, METH_NOARGS, NULL },
-		{ "complete", complete, METH_VARARGS, NULL },
-		{ "complete_all", complete_all, METH_O, NULL },
-		{ "should_interrupt", should_interrupt, METH_NOARGS, NULL },
-		{ "pause_notify", pause_notify, METH_NOARGS, NULL },
-		{ "resume_notify", resume_notify, METH_NOARGS, NULL },
-	};
-	Py_ssize_t count = sizeof methods / sizeof *methods, index;
 	PyObject *functions = PyTuple_New(count);
+	Py_ssize_t index;
 
 	for (index = 0; functions && index < count; index++) {
 		PyObject *function = PyCFunction_NewEx(&methods[index], bound, NULL);
@@ -560,4 +541,19 @@ PyObject *pyvmm_queue_1(PyObject *bound)
 		}
 	}
 	return functions;
+}
+
+// Called with the GIL (PyDLL).
+PyObject *pyvmm_queue_1(PyObject *bound)
+{
+	static PyMethodDef methods[] = {
+		{ "pop", pop, METH_NOARGS, NULL },
+		{ "complete", complete, METH_VARARGS, NULL },
+		{ "complete_all", complete_all, METH_O, NULL },
+		{ "should_interrupt", should_interrupt, METH_NOARGS, NULL },
+		{ "pause_notify", pause_notify, METH_NOARGS, NULL },
+		{ "resume_notify", resume_notify, METH_NOARGS, NULL },
+	};
+
+	return pyvmm_bound_functions(bound, methods, sizeof methods / sizeof *methods);
 }

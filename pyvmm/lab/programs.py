@@ -71,7 +71,7 @@ def native(machine: str = "riscv64") -> Path:
         (work / "pyvmm").mkdir()
         _compile(sources, work / "pyvmm/_native.abi3.so", flags)
 
-    contents = [path.read_bytes() for path in (header, *sources)]
+    contents = [path.read_bytes() for path in (*sorted(package.glob("_native_*.h")), *sources)]
     return store.build_once(f"native/{store.recipe_key(flags, contents)}", build)
 
 

@@ -71,6 +71,7 @@ class Rig:
         memory: GuestMemory | None = None,
         services: Services | None = None,
         ring_bytes: int = 0x4000,
+        backend: str | None = None,
     ) -> None:
         self.device = device
         self.packed = packed
@@ -82,7 +83,9 @@ class Rig:
             self.memory.add(RAM, 4 << 20)
         self.interrupts = RecordingInterrupts()
         self.doorbells = [FakeDoorbell() for _ in device.queue_sizes]
-        self.core = VirtioCore(device, self.interrupts, self.memory, Ring(), self.services, self.doorbells)
+        self.core = VirtioCore(
+            device, self.interrupts, self.memory, Ring(backend), self.services, self.doorbells
+        )
         # Rings and buffers of queue i live in a part of memory of its own.
         self.drivers = [
             FakeDriver(

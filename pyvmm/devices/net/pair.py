@@ -11,6 +11,7 @@ pass over the queues is bounded.
 
 from __future__ import annotations
 
+import os
 import struct
 from collections import deque
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from pyvmm.devices.base import Watch
     from pyvmm.devices.virtio.chain import Chain
+    from pyvmm.devices.virtio.queue import Frames
     from pyvmm.devices.virtio.session import ActiveQueue, Session
 
     class Port(Protocol):
@@ -32,6 +34,10 @@ if TYPE_CHECKING:
         fd: int
         #: What of the frame received last did not fit; valid until the next one.
         overflow: memoryview
+
+        @property
+        def spare(self) -> bytearray | None:
+            """Where what does not fit goes; None unless ``fd`` takes and gives one frame a call."""
 
         @property
         def in_hand(self) -> bool:
@@ -64,6 +70,8 @@ _MOST_VIEWS = 1023  # of IOV_MAX, 1024; one is the port's own
 _SMALLEST_FRAME = netbits.HEADER_SIZE + netbits.ETHERNET_HEADER
 _CLOSED = "the host's end was closed"
 _NUM_BUFFERS = struct.Struct("<H")
+# Why no more frames were moved in C; _native_frames.c has the same. Below zero: an errno.
+_ENOUGH, _NOT_NOW, _NO_BUFFER, _OURS = range(4)
 
 
 class Counters:
@@ -113,13 +121,14 @@ class Pair:
         self._rest = port.overflow  # what of it is not in the buffers yet
         self._alone = 0  # in so many passes one frame is taken, without a look for another
         self._held: Chain | None = None  # taken from the driver, not sent yet
+        self._full = False  # the port takes no frame until it is writable
 
     def start(self) -> None:
         """Begin to listen to the port, or go on after ``pause``."""
         if not self._counters.lost:
             self._events = _IN
             self._watch = self._session.watch(self._port.fd, self._ready, _IN)
-            self._want(_OUT, self._held is not None)
+            self._want(_OUT, self._full)
             self._session.kick(self._rx)
             self._session.kick(self._tx)
 
@@ -142,7 +151,7 @@ class Pair:
             if queue.ring is not None:
                 queue.ring.pause_notify()
             self._receive()
-        elif self._held is None or self._watch is None:
+        elif not self._full or self._watch is None:
             self._send()
 
     def stop_queue(self, queue: ActiveQueue) -> None:
@@ -150,7 +159,7 @@ class Pair:
         if queue is self._rx:
             self._drop_buffers()
         else:
-            self._held = None
+            self._held, self._full = None, False
 
     def set_link(self, up: bool) -> None:
         """While the link is down frames of both directions are dropped."""
@@ -160,7 +169,7 @@ class Pair:
     def stop(self) -> None:
         """The session is over."""
         self._drop_buffers()
-        self._held = None
+        self._held, self._full = None, False
 
     def _drop_buffers(self) -> None:
         self._buffers.clear()
@@ -193,28 +202,66 @@ class Pair:
         self._up = False
         self._on_lost()
 
+    def _in_c(self, queue: ActiveQueue) -> tuple[Frames, bytearray] | None:
+        """What moves the frames of ``queue`` in C, and the port's spare room for it."""
+        ring, spare = queue.ring, self._port.spare
+        if ring is None or ring.frames is None or spare is None:
+            return None
+        return ring.frames, spare
+
     # Receiving
 
     def _receive(self) -> None:
         """Take frames until there is none, or no buffer for it, or others must have their turn."""
-        left = _BYTES_PER_PASS
-        for count in range(_FRAMES_PER_PASS):
-            if not (self._frame or self._fetch()):
-                if count == 1:
+        count, most, left = 0, 1 if self._alone else _FRAMES_PER_PASS, _BYTES_PER_PASS
+        while count < most and left > 0:
+            moved, size, more = self._receive_some(most - count, left)
+            count += moved
+            left -= size
+            if not more:
+                if count == 1 and not self._frame:
                     self._alone = _ALONE_PASSES
                 return
-            left -= self._frame
-            if not self._place():
-                return
-            if left <= 0:
-                break
-            if self._alone:
-                self._alone -= 1
-                break
+        if self._alone and left > 0:
+            self._alone -= 1
         if self._port.in_hand:
             self._session.kick(self._rx)
         else:
             self._want(_IN, True)
+
+    def _receive_some(self, most: int, most_bytes: int) -> tuple[int, int, bool]:
+        """Take up to ``most`` frames, or one: how many, their bytes, and whether there may be more.
+
+        In C, as long as nothing that was taken here has to go first.
+        """
+        in_c = self._in_c(self._rx)
+        if in_c is None or self._frame or self._buffers or not self._up or self._watch is None:
+            return self._receive_one()
+        frames, spare = in_c
+        ending, count, dropped, size, self._frame, rest = frames.receive(
+            self._port.fd, spare, self._mergeable, most, most_bytes
+        )
+        self._rest = memoryview(spare)[:rest]
+        self._counters.rx_dropped += dropped
+        if count > dropped:
+            self._rx.gave_back()
+        if ending == _OURS:
+            one, its_size, more = self._receive_one()
+            return count + one, size + its_size, more
+        if ending == _NOT_NOW:
+            self._want(_IN, True)
+        elif ending == _NO_BUFFER:
+            self._starve()
+        elif ending != _ENOUGH:
+            self._lose(os.strerror(-ending))
+        return count, size, ending == _ENOUGH
+
+    def _receive_one(self) -> tuple[int, int, bool]:
+        """Like ``_receive_some``."""
+        if not (self._frame or self._fetch()):
+            return 0, 0, False
+        size = self._frame
+        return (1, size, True) if self._place() else (0, 0, False)
 
     def _fetch(self) -> bool:
         """Read the next frame into the buffers there are; whether there was one."""
@@ -223,7 +270,9 @@ class Pair:
         views: list[memoryview] = []
         room = 0
         if self._up:
-            if not self._provide(netbits.LARGEST_FRAME if self._mergeable else 1) and not self._room:
+            # Buffers that are left over would keep the next frames from C, which looks for room by itself.
+            ahead = self._mergeable and self._in_c(self._rx) is None
+            if not self._provide(netbits.LARGEST_FRAME if ahead else 1) and not self._room:
                 return self._starve()
             views, room = self._views, self._room
             if len(views) > _MOST_VIEWS:
@@ -312,16 +361,38 @@ class Pair:
 
     def _send(self) -> None:
         """Send what the driver has queued, until the port takes no more."""
-        held, self._held = self._held, None
+        held, self._held, self._full = self._held, None, False
         if held is not None and not self._transmit(held):
             return
-        for chain in self._tx.chains():
+        for chain in self._tx.chains(None if self._in_c(self._tx) is None else self._send_some):
             if not self._transmit(chain):
                 return
+        if self._full:
+            return
         try:
             self._want(_OUT, not self._port.flush())
         except OSError as error:
             self._lose(error.strerror or _CLOSED)
+
+    def _send_some(self, most: int) -> int | None:
+        """Send up to ``most`` frames in C: see ``ActiveQueue.chains``."""
+        in_c = self._in_c(self._tx)
+        if in_c is None or not self._up:
+            return 0
+        ending, count, dropped = in_c[0].send(self._port.fd, most)
+        self._counters.tx_dropped += dropped
+        if count:
+            self._tx.gave_back()
+        if ending == _NOT_NOW:
+            self._wait_for_room()
+            return None
+        if ending < 0:
+            self._lose(os.strerror(-ending))
+        return count
+
+    def _wait_for_room(self) -> None:
+        self._full = True
+        self._want(_OUT, True)
 
     def _transmit(self, chain: Chain) -> bool:
         """Send one frame. False when it has to wait."""
@@ -337,7 +408,7 @@ class Pair:
             try:
                 if not self._port.send(views):
                     self._held = chain
-                    self._want(_OUT, True)
+                    self._wait_for_room()
                     return False
             except ConnectionError as error:
                 self._lose(error.strerror or _CLOSED)

@@ -44,6 +44,8 @@ _CHATTER = ("Failed to send", "Don't run as root", "Started as root")
 class PasstPort:
     """The socket to passt. ``overflow``: see pair.Port."""
 
+    spare = None  # it is a stream
+
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self._socket = sock

@@ -55,7 +55,8 @@ class TapPort:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        self._spare = memoryview(bytearray(netbits.LARGEST_FRAME))
+        self.spare = bytearray(netbits.LARGEST_FRAME)
+        self._spare = memoryview(self.spare)
         self.overflow = self._spare[:0]
 
     def receive(self, views: list[memoryview], room: int) -> int:

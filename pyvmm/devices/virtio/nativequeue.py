@@ -19,15 +19,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pyvmm.devices.virtio.packed import PackedQueue
-    from pyvmm.devices.virtio.queue import QueueSetup, Virtqueue
+    from pyvmm.devices.virtio.queue import Frames, QueueSetup, Virtqueue
     from pyvmm.devices.virtio.split import SplitQueue
     from pyvmm.memory import GuestMemory
 
 _MAKER = "pyvmm_queue_1"
+_FRAMES_MAKER = "pyvmm_frames_1"
 
 
 class _Shared(ctypes.Structure):
-    """``struct queue`` of _native_queue.c."""
+    """``struct queue`` of _native_queue.h."""
 
     _fields_ = (
         ("descriptors", ctypes.c_uint64),
@@ -44,12 +45,27 @@ class _Shared(ctypes.Structure):
     )
 
 
+class _NativeFrames:
+    """See Frames."""
+
+    __slots__ = ("receive", "send")
+
+    def __init__(
+        self,
+        functions: tuple[
+            Callable[[int, bytearray, bool, int, int], tuple[int, int, int, int, int, int]],
+            Callable[[int, int], tuple[int, int, int]],
+        ],
+    ) -> None:
+        self.receive, self.send = functions
+
+
 class NativeQueue:
     """See Virtqueue, and the module. ``twin`` does what is rare."""
 
     __slots__ = (
-        "_shared", "_twin", "_views", "complete", "complete_all", "event_idx", "pause_notify", "pop",
-        "resume_notify", "should_interrupt", "size",
+        "_shared", "_twin", "_views", "complete", "complete_all", "event_idx", "frames", "pause_notify",
+        "pop", "resume_notify", "should_interrupt", "size",
     )  # fmt: skip
 
     pop: Callable[[], Chain | None]
@@ -98,6 +114,8 @@ class NativeQueue:
         names = "pop", "complete", "complete_all", "should_interrupt", "pause_notify", "resume_notify"
         for name, function in zip(names, make(bound), strict=True):
             setattr(self, name, function)
+        make_frames = native.maker(_FRAMES_MAKER)
+        self.frames: Frames | None = None if make_frames is None else _NativeFrames(make_frames(bound))
 
     def close(self) -> None:
         """See Virtqueue. The functions raise ValueError from then on."""

@@ -22,7 +22,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pyvmm.devices.virtio.queue import QueueSetup
+    from pyvmm.devices.virtio.queue import Frames, QueueSetup
     from pyvmm.memory import GuestMemory
     from pyvmm.ring import Ring
 
@@ -42,6 +42,8 @@ class PackedQueue:
         "_descriptors", "_driver_event", "_flags", "_indirect", "_load16", "_memory", "_notify_word", "_peek",
         "_peer32", "_rearm32", "_release16", "_release32", "event_idx", "position", "size",
     )  # fmt: skip
+
+    frames: Frames | None = None
 
     def __init__(self, memory: GuestMemory, ring: Ring, setup: QueueSetup) -> None:
         size = setup.size

@@ -7,7 +7,7 @@ import ctypes
 
 
 class Position(ctypes.Structure):
-    """Where the device stands in a queue. _native_queue.c has the same structure, and works on it, too.
+    """Where the device stands in a queue. _native_queue.h has the same structure, and works on it, too.
 
     ``next`` is what to take next, ``used`` where to put what is used: free-running 16-bit indices when split,
     else places in the ring, with the wrap counters there.

@@ -46,6 +46,27 @@ class QueueSetup:
         self.packed = packed  # VIRTIO_F_RING_PACKED was
 
 
+class Frames(Protocol):
+    """Moves frames of virtio-net in C, between a queue and a descriptor that takes and gives one a call.
+
+    What is unusual is left to Python untouched, and ends the call. The first number that is returned says why
+    it ended: see ``devices.net.pair``. The interrupt is up to the caller.
+    """
+
+    def receive(
+        self, fd: int, spare: bytearray, mergeable: bool, most: int, most_bytes: int, /
+    ) -> tuple[int, int, int, int, int, int]:
+        """Receive up to ``most`` frames, none after ``most_bytes``.
+
+        Returns why it ended, how many frames were received, how many of them were dropped, and their bytes;
+        the size of one more for which the driver's buffers had too little room, and how much of it is in
+        ``spare``: the rest of it is in the buffers, which are not taken yet.
+        """
+
+    def send(self, fd: int, most: int, /) -> tuple[int, int, int]:
+        """Send up to ``most`` frames: why it ended, how many were given back, how many of them not sent."""
+
+
 class Virtqueue(Protocol):
     """The device's side of a queue. Chains may be completed in any order.
 
@@ -56,6 +77,8 @@ class Virtqueue(Protocol):
     size: int
     #: VIRTIO_F_EVENT_IDX was negotiated: each side hears once of what it asked for, and then nothing more.
     event_idx: bool
+    #: None: frames of a network are for Python to move.
+    frames: Frames | None
 
     def pop(self) -> Chain | None:
         """The next buffer the driver made available, or None. Raises QueueError."""

@@ -89,19 +89,29 @@ class ActiveQueue:
             self._chains.add(chain)
         return chain
 
-    def chains(self) -> Iterator[Chain]:
+    def chains(self, work: Callable[[int], int | None] | None = None) -> Iterator[Chain]:
         """Every chain there is, without further kicks for them; at most a queue-full.
 
         What is left then comes with a kick of our own, after the other devices had their turn. Afterwards
         kicks come again.
+
+        ``work`` may take chains without us before each one: it is called with how many there may be, and
+        returns how many it took, or None when no more can be worked now.
         """
         ring = self.ring
         if ring is None:
             return
         if not ring.event_idx:
             ring.pause_notify()
-        for _ in range(self.size):
-            chain = ring.pop()
+        left = self.size
+        while left > 0:
+            if work is not None:
+                taken = work(left)
+                if taken is None:
+                    return
+                left -= taken
+            chain = ring.pop() if left > 0 else None
+            left -= 1
             if chain is not None:
                 self._chains.add(chain)
                 yield chain
@@ -124,8 +134,7 @@ class ActiveQueue:
         if ring is not None and chain in self._chains:
             self._chains.remove(chain)
             ring.complete(chain, written if written < _MOST_WRITTEN else _MOST_WRITTEN)
-            if not self.has_used:
-                self._session.used(self)
+            self.gave_back()
 
     def complete_together(self, completions: Sequence[tuple[Chain, int]]) -> None:
         """Like ``complete`` for several chains, which the driver sees all at once."""
@@ -135,8 +144,12 @@ class ActiveQueue:
         if mine and self.ring is not None:
             self._chains.difference_update(chain for chain, _ in mine)
             self.ring.complete_all(mine)
-            if not self.has_used:
-                self._session.used(self)
+            self.gave_back()
+
+    def gave_back(self) -> None:
+        """Chains were given back: the interrupt follows."""
+        if not self.has_used:
+            self._session.used(self)
 
     def forget_chains(self) -> None:
         """The queue was reset: nothing taken from it will be given back."""

@@ -19,7 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pyvmm.devices.virtio.queue import QueueSetup
+    from pyvmm.devices.virtio.queue import Frames, QueueSetup
     from pyvmm.memory import GuestMemory
     from pyvmm.ring import Ring
 
@@ -38,6 +38,8 @@ class SplitQueue:
         "_rearm16", "_release16", "_suppress_word", "_take_index", "_used_index", "_used_ring", "event_idx",
         "position", "size",
     )  # fmt: skip
+
+    frames: Frames | None = None
 
     def __init__(self, memory: GuestMemory, ring: Ring, setup: QueueSetup) -> None:
         size = setup.size

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 
-from pyvmm import backplane, devicetree, hostfile, peripherals
+from pyvmm import backplane, devicetree, peripherals
 from pyvmm.fdt import flatten
 from pyvmm.kvm import regs
 
@@ -51,6 +51,8 @@ def load(
     boot.load(memory, placement)
     memory.write(placement.fdt, blob)
     if config.dump_dtb is not None:
+        from pyvmm import hostfile
+
         hostfile.write("The device tree", config.dump_dtb, blob)
     for register, value in (("pc", boot.entry), ("a0", first.id), ("a1", placement.fdt)):
         first.set_reg(regs.core(register), value)

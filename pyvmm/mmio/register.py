@@ -49,6 +49,7 @@ class Register:
         "access",
         "count",
         "fields",
+        "last",
         "mask",
         "name",
         "offset",
@@ -94,6 +95,8 @@ class Register:
         self.on_write = on_write
         self.when = when
         self.sizes = sizes or (self.size,)
+        #: Offset of the last byte of the (last) register.
+        self.last = offset + (count - 1) * stride + self.size - 1
         self.stored = ("r" in access and on_read is None) or ("w" in access and on_write is None)
         self._set_masks()
 
@@ -129,11 +132,6 @@ class Register:
             if bits:
                 parts.append(f"{name}={bits}" if bits < 10 else f"{name}=0x{bits:x}")
         return " ".join(parts)
-
-    @property
-    def last(self) -> int:
-        """Offset of the last byte of the (last) register."""
-        return self.offset + (self.count - 1) * self.stride + self.size - 1
 
     def __str__(self) -> str:
         array = f"[{self.count}]" if self.count > 1 else ""

@@ -220,56 +220,63 @@ def bank(cls: type, when: str) -> tuple[str, int]:
 
 def _check_map(cls: type[RegisterDevice], registers: tuple[Register, ...]) -> None:
     for register in registers:
-        what = f"{cls.__name__}.{register.name}"
-        _check_register(cls, register, what)
-        _check_fields(register, what)
-        _check_handlers(cls, register, what)
+        try:
+            _check_register(cls, register)
+            _check_fields(register)
+            _check_handlers(cls, register)
+        except ValueError as error:
+            raise ValueError(f"{cls.__name__}.{register.name}: {error}") from None
     _check_overlaps(cls, registers)
 
 
-def _check_register(cls: type[RegisterDevice], register: Register, what: str) -> None:
+def _check_register(cls: type[RegisterDevice], register: Register) -> None:
     if register.width not in (8, 16, 32, 64):
-        raise ValueError(f"{what}: a register has 8, 16, 32 or 64 bits, not {register.width}")
+        raise ValueError(f"a register has 8, 16, 32 or 64 bits, not {register.width}")
     if register.access not in ("r", "w", "rw"):
-        raise ValueError(f'{what}: access is "r", "w" or "rw", not "{register.access}"')
+        raise ValueError(f'access is "r", "w" or "rw", not "{register.access}"')
     if register.count < 1 or register.stride < register.size:
-        raise ValueError(f"{what}: {register.count} elements, {register.stride} bytes apart, cannot be")
+        raise ValueError(f"{register.count} elements, {register.stride} bytes apart, cannot be")
     if register.offset < 0 or register.offset % register.size or register.last >= cls.SIZE:
-        raise ValueError(f"{what}: {register} is misaligned or outside of the device's 0x{cls.SIZE:x} bytes")
+        raise ValueError(f"{register} is misaligned or outside of the device's 0x{cls.SIZE:x} bytes")
     if register.reset & ~register.mask:
-        raise ValueError(f"{what}: reset value 0x{register.reset:x} sets reserved bits")
-    if any(size not in (1, 2, 4, 8) or size > register.size for size in register.sizes):
-        raise ValueError(f"{what}: access sizes {register.sizes} do not fit {register.width} bits")
+        raise ValueError(f"reset value 0x{register.reset:x} sets reserved bits")
+    for size in register.sizes:
+        if size not in (1, 2, 4, 8) or size > register.size:
+            raise ValueError(f"access sizes {register.sizes} do not fit {register.width} bits")
 
 
-def _check_fields(register: Register, what: str) -> None:
+def _check_fields(register: Register) -> None:
     used = 0
     for name, field in register.fields.items():
         if field.lsb < 0 or field.width < 1 or field.lsb + field.width > register.width:
-            raise ValueError(f"{what}: field {name} {field} does not fit {register.width} bits")
+            raise ValueError(f"field {name} {field} does not fit {register.width} bits")
         if field.mask & used:
             other = next(other for other, its in register.fields.items() if its.mask & field.mask)
-            raise ValueError(f"{what}: fields {other} {register.fields[other]} and {name} {field} overlap")
+            raise ValueError(f"fields {other} {register.fields[other]} and {name} {field} overlap")
         if field.access not in ("rw", "r") and (register.access != "rw" or not register.stored):
-            raise ValueError(f"{what}: field {name} {field} is {field.access}, the register is not stored rw")
+            raise ValueError(f"field {name} {field} is {field.access}, the register is not stored rw")
         used |= field.mask
 
 
-def _check_handlers(cls: type[RegisterDevice], register: Register, what: str) -> None:
-    for handler, direction in ((register.on_read, "r"), (register.on_write, "w")):
-        if handler is None:
-            continue
-        if direction not in register.access:
-            raise ValueError(f'{what}: handler {handler} can never run, access is "{register.access}"')
-        if not callable(getattr(cls, handler, None)):
-            raise ValueError(f"{what}: there is no method {handler}")
-    if register.sizes != (register.size,) and "w" in register.access and not register.stored:
-        raise ValueError(f"{what}: sub-word writes need a stored value to merge with")
+def _check_handlers(cls: type[RegisterDevice], register: Register) -> None:
+    if register.on_read is not None:
+        _check_handler(cls, register, register.on_read, "r")
+    if register.on_write is not None:
+        _check_handler(cls, register, register.on_write, "w")
+    if not register.stored and "w" in register.access and register.sizes != (register.size,):
+        raise ValueError("sub-word writes need a stored value to merge with")
     if register.when is not None:
         try:
             bank(cls, register.when)
         except (AttributeError, KeyError):
-            raise ValueError(f"{what}: there is no field {register.when} to select it") from None
+            raise ValueError(f"there is no field {register.when} to select it") from None
+
+
+def _check_handler(cls: type[RegisterDevice], register: Register, handler: str, direction: str) -> None:
+    if direction not in register.access:
+        raise ValueError(f'handler {handler} can never run, access is "{register.access}"')
+    if not callable(getattr(cls, handler, None)):
+        raise ValueError(f"there is no method {handler}")
 
 
 def _check_overlaps(cls: type[RegisterDevice], registers: tuple[Register, ...]) -> None:

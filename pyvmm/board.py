@@ -12,7 +12,7 @@ from pyvmm.attempts import attempt_all
 from pyvmm.backplane import Backplane, Slots
 from pyvmm.devices.powerbutton import PowerButton
 from pyvmm.devices.rtc import GoldfishRtc
-from pyvmm.devices.virtio.session import Services
+from pyvmm.devices.virtio.device import Services
 from pyvmm.doorbells import Doorbells
 from pyvmm.errors import GuestAccessError, KvmError, PyvmmError
 from pyvmm.eventloop import LoopClock

@@ -7,10 +7,14 @@ The nouns are the same on the command line and in Python. Sizes are bytes inside
 
 from __future__ import annotations
 
-from pyvmm import guest
-from pyvmm.devicelist import add, requests
 from pyvmm.errors import ConfigError
 from pyvmm.layout import MAX_CPUS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from pyvmm.devicelist import DeviceRequest
 
 KiB, MiB, GiB = 1 << 10, 1 << 20, 1 << 30
 _SIZE_UNITS = {"": MiB, "B": 1, "K": KiB, "M": MiB, "G": GiB, "T": 1 << 40}
@@ -173,7 +177,7 @@ class MachineConfig:
             "balloon": [""] if balloon is True else balloon,
             "ports": ports,
         }
-        self.devices = requests(
+        self.devices = _requests(
             {noun: _texts(noun, bodies) for noun, bodies in nouns.items() if bodies},
             _texts("devices", devices) if devices else (),
         )
@@ -215,6 +219,9 @@ class MachineConfig:
 
     def serve_agent(self, path: str) -> None:
         """Let programs of the host talk to the guest's agent at this unix socket. Raises ConfigError."""
+        from pyvmm import guest
+        from pyvmm.devicelist import add
+
         found = list(self.devices)
         add(found, "console", f"{guest.PORT},unix={path}", "--agent")
         self.devices = tuple(found)
@@ -245,6 +252,8 @@ class MachineConfig:
         if self._boots_from_disk():
             words.append("root=/dev/vda rw")
         if self.agent:
+            from pyvmm import guest
+
             words.append(guest.PARAMETER)
         return " ".join(word for word in (*words, self.params) if word)
 
@@ -262,6 +271,15 @@ def _console(wanted: str, firmware: str | None, transport: str) -> str:
     if wanted != "auto":
         return wanted
     return "virtio" if firmware is None and transport == "pci" else "serial"
+
+
+def _requests(nouns: Mapping[str, Sequence[str]], devices: Sequence[str]) -> tuple[DeviceRequest, ...]:
+    """See ``pyvmm.devicelist``, which a machine without devices has no use for."""
+    if not (nouns or devices):
+        return ()
+    from pyvmm.devicelist import requests
+
+    return requests(nouns, devices)
 
 
 def _memory_size(text: str | int) -> int:

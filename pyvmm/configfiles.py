@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import stat
 
-from pyvmm import hostfile
 from pyvmm.errors import ConfigError
 
 TYPE_CHECKING = False
@@ -32,6 +31,8 @@ def check(config: MachineConfig) -> None:
         if path is not None
     ]
     for what, path in created:
+        from pyvmm import hostfile
+
         hostfile.check(what, path)
     needed = (config.kernel, config.initrd, config.firmware, *(one.settings.text("file") for one in disks))
     written = (*(path for _, path in created), *(one.settings.text("file") for one in ports))

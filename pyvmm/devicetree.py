@@ -140,18 +140,18 @@ class Chosen:
 class Tree:
     """A device tree, and the nodes that buses added to it later refer to.
 
-    ``soc`` is the platform bus, ``wired`` the interrupt controller that its wires end in, ``msi`` the
-    controller for message-signalled interrupts, if any.
+    ``chosen`` is /chosen, ``soc`` the platform bus, ``wired`` the interrupt controller that its wires end in,
+    ``msi`` the controller for message-signalled interrupts, if any.
     """
 
-    __slots__ = ("_chosen", "msi", "root", "soc", "wired")
+    __slots__ = ("chosen", "msi", "root", "soc", "wired")
 
     def __init__(self, root: Node, chosen: Node, soc: Node, wired: Node, msi: Node | None) -> None:
         self.root = root
         self.soc = soc
         self.wired = wired
         self.msi = msi
-        self._chosen = chosen
+        self.chosen = chosen
 
     def specifier(self, irq: int, trigger: int = LEVEL_HIGH) -> list[int]:
         """The cells that name source ``irq`` of the wired controller."""
@@ -169,7 +169,7 @@ class Tree:
 
     def choose(self, chosen: Chosen) -> None:
         """Write /chosen. May be called again: numbers can change without changing the size of the blob."""
-        node = self._chosen
+        node = self.chosen
         node["bootargs"] = chosen.bootargs
         if chosen.stdout is not None:
             node["stdout-path"] = chosen.stdout

@@ -15,9 +15,8 @@ import os
 import select
 import threading
 import time
-from heapq import heapify, heappop, heappush
 
-from pyvmm.lean import deque
+from pyvmm.lean import deque, heapify, heappop, heappush
 from pyvmm.threads import start_thread
 
 TYPE_CHECKING = False

@@ -29,6 +29,7 @@ _HEADER = struct.Struct(">10I")
 _PROP_HEADER = struct.Struct(">3I")
 _END_OF_NODE = struct.pack(">I", _END_NODE)
 _NO_RESERVATIONS = bytes(16)
+_STRUCTURE_AT = _HEADER.size + len(_NO_RESERVATIONS)
 
 _NAME_LIMIT = 31  # section 2.2.1 and 2.2.4
 _NODE_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789,._+-")
@@ -179,59 +180,78 @@ def _phandles(root: Node) -> dict[Node, int]:
 # The blob --------------------------------------------------------------------------------------------
 
 
-def flatten(root: Node, boot_cpu: int = 0) -> bytes:
-    """The blob (version 17) of the tree under ``root``; ``boot_cpu`` is the booting hart's id.
+class Layout:
+    """The blob (version 17) of the tree under ``root``, whose size is known before all values are.
 
-    Raises ValueError when a property refers to a node outside the tree.
+    ``boot_cpu`` is the booting hart's id. Raises ValueError when a property refers to a node elsewhere.
     """
-    strings = _Strings()
-    body: list[bytes] = []
-    _write_node(body, root, _phandles(root), strings)
-    body.append(struct.pack(">I", _END))
-    structure, names = b"".join(body), b"".join(strings.blocks)
-    reservations_at = _HEADER.size
-    structure_at = reservations_at + len(_NO_RESERVATIONS)
-    strings_at = structure_at + len(structure)
-    total = strings_at + len(names) + -(strings_at + len(names)) % 8
-    header = _HEADER.pack(
-        *(_MAGIC, total, structure_at, strings_at, reservations_at),
-        *(_VERSION, _LAST_COMPATIBLE, boot_cpu, len(names), len(structure)),
-    )
-    return (header + _NO_RESERVATIONS + structure + names).ljust(total, b"\0")
+
+    __slots__ = ("_boot_cpu", "_names", "_names_size", "_offsets", "_own", "_parts", "_phandles", "size")
+
+    def __init__(self, root: Node, boot_cpu: int = 0) -> None:
+        self._boot_cpu = boot_cpu
+        self._phandles = _phandles(root)
+        # The strings block: every property name once, in order of first use.
+        self._names: list[bytes] = []
+        self._names_size = 0
+        self._offsets: dict[str, int] = {}
+        self._parts: list[bytes] = []
+        self._own: dict[Node, int] = {}  # which part is a node's beginning and properties
+        self._add(root)
+        self._parts.append(struct.pack(">I", _END))
+        #: Of the blob, in bytes.
+        self.size = self._strings_at() + self._names_size
+        self.size += -self.size % 8
+
+    def update(self, node: Node) -> None:
+        """Take over other values of a node's properties, which are the same ones and as long as before."""
+        at = self._own[node]
+        own = self._beginning(node)
+        if len(own) != len(self._parts[at]):
+            raise ValueError(f"the properties of {node.path} take another number of bytes than before")
+        self._parts[at] = own
+
+    def blob(self) -> bytes:
+        """The blob itself."""
+        structure, names = b"".join(self._parts), b"".join(self._names)
+        strings_at = self._strings_at()
+        header = _HEADER.pack(
+            *(_MAGIC, self.size, _STRUCTURE_AT, strings_at, _HEADER.size),
+            *(_VERSION, _LAST_COMPATIBLE, self._boot_cpu, len(names), len(structure)),
+        )
+        return (header + _NO_RESERVATIONS + structure + names).ljust(self.size, b"\0")
+
+    def _strings_at(self) -> int:
+        return _STRUCTURE_AT + sum(map(len, self._parts))
+
+    def _add(self, node: Node) -> None:
+        self._own[node] = len(self._parts)
+        self._parts.append(self._beginning(node))
+        for child in node.children:
+            self._add(child)
+        self._parts.append(_END_OF_NODE)
+
+    def _beginning(self, node: Node) -> bytes:
+        name = node.name.encode() + b"\0"
+        parts = [struct.pack(">I", _BEGIN_NODE), name, bytes(-len(name) % 4)]
+        for key, value in node.properties.items():
+            self._add_property(parts, key, _value_bytes(value, self._phandles))
+        if node in self._phandles:
+            self._add_property(parts, "phandle", struct.pack(">I", self._phandles[node]))
+        return b"".join(parts)
+
+    def _add_property(self, parts: list[bytes], name: str, data: bytes) -> None:
+        offset = self._offsets.get(name)
+        if offset is None:
+            offset = self._offsets[name] = self._names_size
+            self._names.append(name.encode() + b"\0")
+            self._names_size += len(name) + 1
+        parts += (_PROP_HEADER.pack(_PROP, len(data), offset), data, bytes(-len(data) % 4))
 
 
-class _Strings:
-    """The strings block: every property name once, in order of first use."""
-
-    __slots__ = ("blocks", "offsets", "size")
-
-    def __init__(self) -> None:
-        self.blocks: list[bytes] = []
-        self.offsets: dict[str, int] = {}
-        self.size = 0
-
-    def offset(self, name: str) -> int:
-        if name not in self.offsets:
-            self.offsets[name] = self.size
-            self.blocks.append(name.encode() + b"\0")
-            self.size += len(name) + 1
-        return self.offsets[name]
-
-
-def _write_node(body: list[bytes], node: Node, phandles: dict[Node, int], strings: _Strings) -> None:
-    name = node.name.encode() + b"\0"
-    body.append(struct.pack(">I", _BEGIN_NODE) + name + bytes(-len(name) % 4))
-    for key, value in node.properties.items():
-        _write_property(body, strings.offset(key), _value_bytes(value, phandles))
-    if node in phandles:
-        _write_property(body, strings.offset("phandle"), struct.pack(">I", phandles[node]))
-    for child in node.children:
-        _write_node(body, child, phandles, strings)
-    body.append(_END_OF_NODE)
-
-
-def _write_property(body: list[bytes], name_offset: int, data: bytes) -> None:
-    body.append(_PROP_HEADER.pack(_PROP, len(data), name_offset) + data + bytes(-len(data) % 4))
+def flatten(root: Node, boot_cpu: int = 0) -> bytes:
+    """The blob of a tree all of whose values are known; see Layout."""
+    return Layout(root, boot_cpu).blob()
 
 
 def _value_bytes(value: Value, phandles: dict[Node, int]) -> bytes:

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import os
 
-from pyvmm import backplane, devicetree, hostfile, peripherals
-from pyvmm.fdt import flatten
+from pyvmm import backplane, devicetree, peripherals
+from pyvmm.fdt import Layout
 from pyvmm.kvm import regs
 
 TYPE_CHECKING = False
@@ -44,13 +44,17 @@ def load(
     )
     backplane.describe(tree, backplane.Slots(config), memory.banks[-1].end)
     # The tree holds the initrd's address, which depends on the tree's size, which depends on no address.
-    placement = boot.place(len(flatten(tree.root)))
+    layout = Layout(tree.root)
+    placement = boot.place(layout.size)
     chosen.initrd = placement.initrd
     tree.choose(chosen)
-    blob = flatten(tree.root)
+    layout.update(tree.chosen)
+    blob = layout.blob()
     boot.load(memory, placement)
     memory.write(placement.fdt, blob)
     if config.dump_dtb is not None:
+        from pyvmm import hostfile
+
         hostfile.write("The device tree", config.dump_dtb, blob)
     for register, value in (("pc", boot.entry), ("a0", first.id), ("a1", placement.fdt)):
         first.set_reg(regs.core(register), value)

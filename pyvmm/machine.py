@@ -196,7 +196,7 @@ class Machine(Steering):
         )
         try:
             with self._steering:
-                attempt_all((self._pausing.let_go, *(() if board is None else (board.close,))))
+                attempt_all((self._let_go, *(() if board is None else (board.close,))))
         finally:
             slow.cancel()
             self._workers.stop()
@@ -300,7 +300,7 @@ class Machine(Steering):
             with self._steering:
                 self._note("the guest reboots")
                 self._events.emit("rebooting")
-                attempt_all((self._pausing.let_go, old.close))
+                attempt_all((self._let_go, old.close))
                 self._panic = PanicWatch()
                 new = self._make_board()
                 with self._state:

@@ -15,7 +15,6 @@ from pyvmm.eventloop import EventLoop
 from pyvmm.gate import Gate
 from pyvmm.guestevents import Events
 from pyvmm.lean import deque
-from pyvmm.pausing import Pausing
 from pyvmm.threads import start_thread
 from pyvmm.workers import WorkerThreads
 
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from pyvmm.board import Board
     from pyvmm.guestevents import Listener
     from pyvmm.outcome import Outcome
+    from pyvmm.pausing import Pausing
 
     T = TypeVar("T")
 
@@ -53,7 +53,7 @@ class Steering:
         #: What devices are given instead of the loop.
         self._gate = Gate(self._loop)
         self._events = Events()
-        self._pausing = Pausing(self._gate, self._workers)
+        self._pausing: Pausing | None = None  # from the first pause on
         self._steering = threading.Lock()
         #: Guards the board's change at a reboot and at the end; never held while waiting for a thread.
         self._state = threading.Lock()
@@ -73,7 +73,8 @@ class Steering:
                 return "prepared"
             if self._board is None:
                 return "rebooting"
-            return "paused" if self._pausing.board is self._board else "running"
+            pausing = self._pausing
+            return "paused" if pausing is not None and pausing.board is self._board else "running"
 
     @property
     def paused(self) -> bool:
@@ -109,12 +110,17 @@ class Steering:
             pass
 
     def _pause(self, board: Board) -> bool:
-        if self._pausing.board is None:
-            self._pausing.pause(board, self._has_ended)
+        from pyvmm.pausing import Pausing
+
+        pausing = self._pausing
+        if pausing is None:
+            pausing = self._pausing = Pausing(self._gate, self._workers)
+        if pausing.board is None:
+            pausing.pause(board, self._has_ended)
             if self._has_ended():
                 raise MachineError(_ENDED)
             if self._board is not board:  # it asked for a reboot just before
-                self._pausing.let_go()
+                pausing.let_go()
                 return False
             self._events.emit("paused")
         return True
@@ -127,9 +133,10 @@ class Steering:
         self._on_board(self._resume)
 
     def _resume(self, _board: Board) -> None:
-        if self._pausing.board is not None:
+        pausing = self._pausing
+        if pausing is not None and pausing.board is not None:
             try:
-                self._pausing.resume()
+                pausing.resume()
             finally:
                 self._events.emit("resumed")
 
@@ -194,6 +201,11 @@ class Steering:
         self._on_board(lambda board: frontpanel.set_balloon(board, size))
 
     # For the machine
+
+    def _let_go(self) -> None:
+        """For the end of a board; see Pausing."""
+        if self._pausing is not None:
+            self._pausing.let_go()
 
     def _has_ended(self) -> bool:
         return self._closed or bool(self._outcomes)

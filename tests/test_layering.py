@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fakes.kernels import image
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "pyvmm"
@@ -99,9 +100,28 @@ TOP = {"cli", "pytest_plugin", "testing", "__init__", "__main__"}
 
 # Slow to import on an emulated RISC-V host, where a second of start-up is all there is.
 HEAVY = {
-    "argparse", "asyncio", "contextlib", "dataclasses", "enum", "inspect", "json", "logging", "pathlib",
-    "queue", "random", "re", "shutil", "signal", "subprocess", "tempfile", "tomllib", "traceback", "typing",
+    "argparse", "asyncio", "contextlib", "dataclasses", "enum", "heapq", "inspect", "json", "logging",
+    "pathlib", "queue", "random", "re", "shutil", "signal", "subprocess", "tempfile", "tomllib", "traceback",
+    "typing",
 }  # fmt: skip
+
+# What a guest with a console needs once it runs, if ever: none of it may be loaded before.
+LATE = {
+    "pyvmm.devicelist",
+    "pyvmm.devices.console.control",
+    "pyvmm.devices.virtio.activation",
+    "pyvmm.devices.virtio.chain",
+    "pyvmm.devices.virtio.corestate",
+    "pyvmm.devices.virtio.queue",
+    "pyvmm.devices.virtio.session",
+    "pyvmm.guest",
+    "pyvmm.hostfile",
+    "pyvmm.kvm.dump",
+    "pyvmm.mmio.regaccess",
+    "pyvmm.mmio.regstate",
+    "pyvmm.nearest",
+    "pyvmm.pausing",
+}
 
 # What `pyvmm run` loads with a disk and a network, whatever the host and the kernel.
 RUN_PATH = (
@@ -170,6 +190,27 @@ def test_running_a_guest_loads_nothing_heavy():
     command = [sys.executable, "-I", "-S", "-c", code]
     loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     assert HEAVY.isdisjoint(loaded), sorted(HEAVY & set(loaded))
+
+
+def test_first_entry_into_a_guest_waits_for_nothing_that_can_come_later(tmp_path):
+    kernel = tmp_path / "Image"
+    kernel.write_bytes(image())
+    code = f"""
+import sys
+sys.path[:0] = {str(ROOT)!r}, {str(ROOT / "tests")!r}
+from fakes.kernel import FakeKernel, call, shutdown
+from pyvmm.config import MachineConfig
+from pyvmm.machine import Machine
+
+fake = FakeKernel([call(lambda _: print(*sys.modules)), shutdown()])
+with Machine(MachineConfig(kernel={str(kernel)!r}, console="virtio"), kernel=fake) as machine:
+    machine.start()
+    machine.wait()
+"""
+    command = [sys.executable, "-I", "-c", code]
+    loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert "pyvmm.devices.virtio.console" in loaded
+    assert LATE.isdisjoint(loaded), sorted(LATE & set(loaded))
 
 
 def test_every_source_file_carries_the_licence():

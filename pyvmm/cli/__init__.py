@@ -11,7 +11,6 @@ from pyvmm import outcome
 from pyvmm.cli.parser import HelpRequested
 from pyvmm.cli.say import say
 from pyvmm.errors import KvmUnavailable, PyvmmError
-from pyvmm.nearest import nearest
 
 COMMANDS = {
     "run": "boot a guest, with its console on this terminal",
@@ -50,6 +49,8 @@ def main(argv: list[str] | None = None) -> int:
         name = "version"
     name = ALIASES.get(name, name)
     if name not in COMMANDS:
+        from pyvmm.nearest import nearest
+
         say(f"there is no command {name!r}.{nearest(name, COMMANDS)} See pyvmm --help.")
         return outcome.EXIT_USAGE
     return _run(name, words[1:])

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 
 from pyvmm.errors import ConfigError
-from pyvmm.nearest import nearest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -78,6 +77,8 @@ class Option:
     def store(self, values: dict[str, object], spelling: str, text: str | None) -> None:
         """Put the option's value into ``values``. Raises UsageError for a value not among the choices."""
         if self.choices and text is not None and text not in self.choices:
+            from pyvmm.nearest import nearest
+
             known = ", ".join(self.choices)
             hint = nearest(text, self.choices)
             raise UsageError(f"{spelling} takes one of {known}, not {text!r}.{hint}")
@@ -223,6 +224,8 @@ class Command:
                 assert isinstance(held, list)
                 held.append(spelling[len(prefix) :])
                 return
+        from pyvmm.nearest import nearest
+
         hint = nearest(spelling, by_name)
         raise UsageError(f"pyvmm {self.name} has no option {spelling}.{hint} See pyvmm {self.name} --help.")
 

@@ -11,7 +11,6 @@ import os
 import sys
 import threading
 
-from pyvmm import hostfile
 from pyvmm.cli.say import say
 from pyvmm.console.output import ConsoleWriter
 
@@ -32,6 +31,8 @@ class TraceOutput:
     def open(self) -> None:
         """Begin the file, now that the machine can be built. Raises ConfigError."""
         if self._path is not None:
+            from pyvmm import hostfile
+
             self._fd = hostfile.create("The trace", self._path)
 
     def show(self, line: str) -> None:

@@ -7,7 +7,6 @@ import os
 import select
 from errno import EIO, EPIPE
 
-from pyvmm import hostfile
 from pyvmm.errors import HostError
 
 TYPE_CHECKING = False
@@ -48,6 +47,8 @@ class OutputEnds:
     def open_log(self) -> None:
         """Begin the log, which empties it. Raises ConfigError."""
         if self._log is not None:
+            from pyvmm import hostfile
+
             self._log_fd = hostfile.create("The log", self._log)
             self._writer.add_output(self._log_fd, self._log_failed)
 

@@ -15,7 +15,6 @@ import stat
 from errno import EMFILE, ENFILE, ENOMEM
 
 from pyvmm.errors import ConfigError, HostError
-from pyvmm.nearest import nearest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -204,6 +203,8 @@ def pick(name: str | None, names: Collection[str]) -> str:
         return next(iter(names))
     check_name(name)
     if name not in names:
+        from pyvmm.nearest import nearest
+
         hint = nearest(name, names) or " pyvmm ps lists those that are."
         raise ConfigError(f"No guest named {name} is running.{hint}")
     return name

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from pyvmm.errors import ConfigError
-from pyvmm.nearest import nearest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,6 +27,8 @@ KINDS = {
 def device_kind(name: str) -> type[VirtioDevice] | type[Edu]:
     """The class of a kind of device; only what a machine has is imported. Raises ConfigError."""
     if name not in KINDS:
+        from pyvmm.nearest import nearest
+
         hint = nearest(name, KINDS) or f" There are {', '.join(KINDS)}."
         raise ConfigError(f"There is no device {name!r}.{hint}")
     module, attribute = KINDS[name]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 
 from pyvmm.errors import ConfigError
-from pyvmm.nearest import nearest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -198,6 +197,8 @@ def _words(
         if waiting and (key not in known or (not equals and known[key].bare is None)):
             key, spelled, value, equals = waiting.pop(0), "", word, "="
         if key not in known:
+            from pyvmm.nearest import nearest
+
             hint = nearest(key, known) or f" It has {', '.join(known) or 'none'}."
             raise ConfigError(f"{what} has no setting {key!r}.{hint}")
         if key in given:

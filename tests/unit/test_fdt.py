@@ -6,7 +6,7 @@ import struct
 import libfdt
 import pytest
 
-from pyvmm.fdt import U64, Node, flatten, to_dts
+from pyvmm.fdt import U64, Layout, Node, flatten, to_dts
 
 
 def open_blob(root, boot_cpu=0):
@@ -178,3 +178,25 @@ def test_dts_shows_every_kind_of_value():
         "\t};\n"
         "};\n"
     )
+
+
+def test_value_that_comes_later_is_as_if_it_had_been_there_before():
+    root = Node()
+    chosen = root.child("chosen")
+    root.child("soc")["interrupt-parent"] = [chosen]
+    chosen["start"] = [U64(0)]
+    layout = Layout(root)
+    chosen["start"] = [U64(0x8000_0000)]
+    layout.update(chosen)
+    assert layout.blob() == flatten(root)
+    assert layout.size == len(layout.blob())
+
+
+def test_value_of_another_length_cannot_come_later():
+    root = Node()
+    chosen = root.child("chosen")
+    chosen["start"] = [U64(0)]
+    layout = Layout(root)
+    chosen["start"] = [0]
+    with pytest.raises(ValueError, match="/chosen take another number of bytes"):
+        layout.update(chosen)

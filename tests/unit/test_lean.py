@@ -3,6 +3,7 @@
 
 import collections
 import functools
+import heapq
 import queue
 import runpy
 import signal
@@ -14,6 +15,7 @@ from pyvmm import lean
 def test_parts_are_those_of_the_documented_modules():
     assert lean.deque is collections.deque
     assert lean.partial is functools.partial
+    assert (lean.heapify, lean.heappop, lean.heappush) == (heapq.heapify, heapq.heappop, heapq.heappush)
     assert (lean.Empty, lean.SimpleQueue) == (queue.Empty, queue.SimpleQueue)
 
 

@@ -12,8 +12,6 @@ ends what it has to do with one, ``attach`` begins again with the next.
 
 from __future__ import annotations
 
-from pyvmm.devices.virtio.chain import scatter, split
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,7 +91,12 @@ class Output:
     def taken(self, count: int) -> None:
         """The host end took ``count`` more bytes."""
         rest = self._rest
-        self._rest = [] if len(rest) == 1 and len(rest[0]) == count else split(rest, count)[1]
+        if len(rest) == 1 and len(rest[0]) == count:
+            self._rest = []
+        else:
+            from pyvmm.devices.virtio.chain import split
+
+            self._rest = split(rest, count)[1]
 
     def drain(self) -> list[memoryview]:
         """All that is in the queue now, for good: none of it is given back."""
@@ -194,6 +197,8 @@ class Port:
         queue = self._input
         if queue is None or queue.ring is None:
             return 0
+        from pyvmm.devices.virtio.chain import scatter
+
         done, view = 0, memoryview(data)
         for _ in range(queue.size):
             if done == len(data):

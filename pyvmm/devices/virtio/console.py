@@ -3,17 +3,14 @@
 
 Port 0 is the console (Linux's hvc0); the others are found by name (/dev/virtio-ports/NAME). With named ports
 the device offers VIRTIO_CONSOLE_F_MULTIPORT, and the two sides tell each other over a pair of control queues
-which ports there are and which are open. Without it needs neither, and boots sooner.
+which ports there are and which are open (``console.control``). Without it needs neither, and boots sooner.
 """
 
 from __future__ import annotations
 
-from struct import Struct
-
-from pyvmm.devices.console.ports import ScreenPort, next_chain
+from pyvmm.devices.console.ports import ScreenPort
 from pyvmm.devices.settings import path, text
 from pyvmm.devices.virtio import bits
-from pyvmm.devices.virtio.chain import gather, scatter
 from pyvmm.devices.virtio.device import VirtioDevice
 from pyvmm.errors import ConfigError
 from pyvmm.mmio.regs import Reg
@@ -37,15 +34,9 @@ MAX_PORTS = 31
 _QUEUE_SIZE = 64
 _SCREEN_OUT, _CONTROL_IN, _CONTROL_OUT = 1, 2, 3  # queues, named as the driver sees them
 
-# Control messages (5.3.6.2): port, event, value.
-_MESSAGE = Struct("<IHH")
-_SIZE = Struct("<HH")
-_DEVICE_READY, _PORT_ADD, _PORT_READY, _CONSOLE_PORT, _RESIZE, _PORT_OPEN, _PORT_NAME = 0, 1, 3, 4, 5, 6, 7
-
 # What a port has still to be told, one bit a message, in the order in which they have to go out. A flag
 # instead of a queue of messages: a guest that asks and never listens costs nothing.
-_EVENTS = (_PORT_ADD, _CONSOLE_PORT, _PORT_NAME, _RESIZE, _PORT_OPEN)
-_TELL_ADD, _TELL_CONSOLE, _TELL_NAME, _TELL_RESIZE, _TELL_OPEN = (1 << bit for bit in range(5))
+TELL_ADD, TELL_CONSOLE, TELL_NAME, TELL_RESIZE, TELL_OPEN = (1 << bit for bit in range(5))
 
 
 def _nothing() -> None:
@@ -191,7 +182,7 @@ class Console(VirtioDevice):
             self._columns, self._rows = columns, rows
             self.config_changed()
             if self._ready[0]:
-                self._tell_soon(0, _TELL_RESIZE)
+                self._tell_soon(0, TELL_RESIZE)
 
     # The driver's side
 
@@ -209,7 +200,7 @@ class Console(VirtioDevice):
     def _go_on(self, session: Session, number: int, port: Port) -> None:
         """From a saved state: the driver knows the port, but not who is at its host end now."""
         self._attach(number, port)
-        session.post(lambda: self._tell_soon(number, _TELL_OPEN))
+        session.post(lambda: self._tell_soon(number, TELL_OPEN))
 
     @property
     def _multiport(self) -> bool:
@@ -253,57 +244,21 @@ class Console(VirtioDevice):
             return None
         return self._ports[pair - 1 if pair else 0]
 
-    # Control messages from the driver
-
-    def _hear(self) -> None:
-        if self._session is None:
-            return
-        queue = self._session.queues[_CONTROL_OUT]
-        for chain in queue.chains():
-            message = gather(chain.readable, _MESSAGE.size)
-            queue.complete(chain, 0)
-            if self._multiport and len(message) == _MESSAGE.size:
-                self._obey(*_MESSAGE.unpack(message))
-            else:
-                self.odd += 1
-        self._tell()
-
-    def _obey(self, number: int, event: int, value: int) -> None:
-        if event == _DEVICE_READY:
-            for index, port in enumerate(self._ports):
-                self._to_tell[index] |= _TELL_ADD if value and port is not None else 0
-            return
-        port = self._ports[number] if number < len(self._ports) else None
-        if port is None:
-            self.odd += 1
-        elif event == _PORT_READY:
-            self._port_ready(number, port, bool(value))
-        elif event == _PORT_OPEN:
-            self._guest_open[number] = bool(value)
-            port.guest_opened(bool(value))
-        else:
-            self.odd += 1
-
-    def _port_ready(self, number: int, port: Port, ready: bool) -> None:
-        self._to_tell[number] = 0
-        if ready and port is self._console:
-            self._to_tell[number] = _TELL_CONSOLE | _TELL_OPEN | (_TELL_RESIZE if self._columns else 0)
-        elif ready:
-            self._to_tell[number] = _TELL_NAME | _TELL_OPEN
-            if not self._ready[number]:
-                self._attach(number, port)
-        elif self._ready[number] and port is not self._console:
-            port.detach()
-        self._ready[number] = ready
-
     def _attach(self, number: int, port: Port) -> None:
         session = self._session
         if session is not None:
             first = 2 * number + 2
             rx, tx = session.queues[first : first + 2]
-            port.attach(session, rx, tx, lambda: self._tell_soon(number, _TELL_OPEN))
+            port.attach(session, rx, tx, lambda: self._tell_soon(number, TELL_OPEN))
 
-    # Control messages to the driver
+    # Control messages
+
+    def _hear(self) -> None:
+        if self._session is not None:
+            from pyvmm.devices.console import control
+
+            control.hear(self, self._session.queues[_CONTROL_OUT])
+        self._tell()
 
     def _tell_soon(self, number: int, flags: int) -> None:
         self._to_tell[number] |= flags
@@ -311,26 +266,7 @@ class Console(VirtioDevice):
             self._session.post(self._tell)
 
     def _tell(self) -> None:
-        """Send what there is to be told, as far as the driver has buffers for it."""
-        session = self._session
-        if session is None or not self._multiport:
-            return
-        queue = session.queues[_CONTROL_IN]
-        for number, port in enumerate(self._ports):
-            while port is not None and self._to_tell[number]:
-                chain = next_chain(queue)
-                if chain is None:
-                    return
-                bit = (self._to_tell[number] & -self._to_tell[number]).bit_length() - 1
-                self._to_tell[number] &= ~(1 << bit)
-                queue.complete(chain, scatter(chain.writable, self._message(number, port, _EVENTS[bit])))
-                if _EVENTS[bit] == _PORT_OPEN:
-                    port.announced()
+        if self._session is not None and self._multiport:
+            from pyvmm.devices.console import control
 
-    def _message(self, number: int, port: Port, event: int) -> bytes:
-        header = _MESSAGE.pack(number, event, int(port.open) if event == _PORT_OPEN else 1)
-        if event == _PORT_NAME:
-            return header + port.name.encode()
-        if event == _RESIZE:
-            return header + _SIZE.pack(self._columns, self._rows)
-        return header
+            control.tell(self, self._session.queues[_CONTROL_IN])

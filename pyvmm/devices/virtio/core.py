@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What all transports of a virtio device share: feature negotiation, status, queues, reset.
 
+What follows from DRIVER_OK is in ``activation``, and imported then; what is saved is in ``corestate``.
+
 Follows virtio 1.2, sections 2.1 to 2.6 and 3.1. A transport is a register map whose handlers call in here,
 with the device's lock held. ``write_status`` and ``write_queue_reset`` return what the transport's write has
 to return: waiting for host I/O in flight, which must not happen under the lock.
@@ -14,10 +16,7 @@ from __future__ import annotations
 import os
 
 from pyvmm.devices.virtio import bits
-from pyvmm.devices.virtio.queue import QueueSetup, make_queue
-from pyvmm.devices.virtio.queueregs import QueueRegisters, numbers_of, tables_of
-from pyvmm.devices.virtio.session import ActiveQueue, Session
-from pyvmm.errors import ConfigError
+from pyvmm.devices.virtio.queueregs import QueueRegisters
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
     from pyvmm.devices.base import Doorbell
     from pyvmm.devices.virtio.device import VirtioDevice
-    from pyvmm.devices.virtio.session import Services
+    from pyvmm.devices.virtio.session import ActiveQueue, Services, Session
     from pyvmm.memory import GuestMemory
     from pyvmm.mmio.regs import State
     from pyvmm.ring import Ring
@@ -136,7 +135,7 @@ class VirtioCore:
                 self.odd += 1
             else:
                 self.status |= bits.DRIVER_OK
-                self._activate()
+                self.activate()
         return None
 
     def _features_acceptable(self) -> bool:
@@ -208,8 +207,10 @@ class VirtioCore:
         queue.enabled = True
         session = self._session
         if session is not None and session.alive:  # it comes back after a reset of its own
+            from pyvmm.devices.virtio import activation
+
             active = session.queues[self.queue_select]
-            session.enter(self._make_ring, active)
+            session.enter(activation.make_ring, self, active)
             if session.alive and active.ring is not None and not active.offloaded:
                 session.kick(active)
 
@@ -240,7 +241,7 @@ class VirtioCore:
         elif index not in self.device.at_once:
             os.eventfd_write(session.queues[index].kick_fd, 1)
         elif session.alive:
-            session.enter(self._kicked, session.queues[index])
+            session.enter(self.kicked, session.queues[index])
 
     def place_doorbells(self, where: Callable[[int], int | None]) -> None:
         """Have the kernel catch the stores that notify; ``where`` gives the address for a queue."""
@@ -248,79 +249,16 @@ class VirtioCore:
             if index not in self.device.at_once:
                 doorbell.place(where(index))
 
-    def _activate(self, positions: Sequence[dict[str, int]] | None = None) -> None:
+    def activate(self, positions: Sequence[dict[str, int]] | None = None) -> None:
         """Begin a session. ``positions``: where each queue stands, which begins anew otherwise."""
-        session = Session(
-            self._services,
-            self.lock,
-            self._memory,
-            self.driver_features,
-            interrupt=self._interrupts.queue_interrupt,
-            call_fd=self._call_fd,
-            fail=self._fail,
-        )
-        self._session = session
-        session.on_kick = self._kicked
-        session.queues = tuple(
-            ActiveQueue(session, index, doorbell.fd) for index, doorbell in enumerate(self._doorbells)
-        )
-        for queue in session.queues:
-            if queue.index in self.device.at_once and bits.has(session.features, bits.F_EVENT_IDX):
-                session.interrupt_late(queue)
-            if self.registers[queue.index].enabled:
-                session.enter(self._make_ring, queue)
-                if positions is not None and queue.ring is not None:
-                    queue.ring.load_state(positions[queue.index])
-        if session.alive:
-            session.handed_over = True
-            session.enter(self.device.activate, session)
-        if session.alive:
-            for queue in session.queues:
-                session.begin(queue)
+        from pyvmm.devices.virtio import activation
 
-    def _kicked(self, queue: ActiveQueue) -> None:
+        activation.begin(self, positions)
+
+    def kicked(self, queue: ActiveQueue) -> None:
+        """The driver put something into ``queue``. Inside the session."""
         if queue.ring is not None:
             self.device.on_kick(queue)
-
-    def _make_ring(self, queue: ActiveQueue) -> None:
-        queue.setup = setup = self.setup(queue.index)
-        queue.size = setup.size
-        queue.ring = make_queue(self._memory, self._ring, setup)
-
-    def setup(self, index: int) -> QueueSetup:
-        """Where the driver put queue ``index``, and how it is to be worked."""
-        queue = self.registers[index]
-        features = self.driver_features
-        return QueueSetup(
-            queue.size,
-            queue.desc,
-            queue.driver,
-            queue.device,
-            event_idx=bits.has(features, bits.F_EVENT_IDX),
-            indirect=bits.has(features, bits.F_INDIRECT_DESC),
-            packed=bits.has(features, bits.F_RING_PACKED),
-        )
-
-    def _call_fd(self, index: int) -> int:
-        """An eventfd that interrupts for an offloaded queue: the transport's, or one that we listen to."""
-        line = self._interrupts.queue_line(index)
-        if line is not None:
-            return line
-        if index in self._calls:  # offloaded again, after a reset of the queue
-            return self._calls[index]
-        session = self._session
-        assert session is not None
-        fd = self._calls[index] = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-
-        def on_call(_events: int) -> None:
-            try:
-                os.eventfd_read(fd)
-            except BlockingIOError:
-                return
-            self._interrupts.queue_interrupt(index)
-
-        session.watch(fd, on_call)
-        return fd
 
     def _drop_calls(self) -> None:
         """Close the eventfds we listened to. After the session ended and the device stopped."""
@@ -358,8 +296,6 @@ class VirtioCore:
             found.append(entry)
         return found
 
-    # State
-
     _STATE = (
         "status",
         "device_feature_select",
@@ -377,13 +313,9 @@ class VirtioCore:
         What a kernel half works has to be stopped before: only then is it known how far it came. Of a device
         that needs a reset there are no rings, since a reset is all that can come.
         """
-        state: State = {name: getattr(self, name) for name in self._STATE}
-        state["queues"] = [queue.state() for queue in self.registers]
-        session = self._session
-        rings = [queue.ring for queue in session.queues] if session is not None and session.alive else []
-        state["rings"] = [ring.state() if ring is not None else {} for ring in rings]
-        state["device"] = self.device.state()
-        return state
+        from pyvmm.devices.virtio import corestate
+
+        return corestate.saved(self)
 
     def load_state(self, state: State) -> None:
         """Go on from where ``state()`` was taken, with the same guest memory. Call with the lock held.
@@ -391,47 +323,6 @@ class VirtioCore:
         A session that there is ends as by ``reset``. Every queue is looked at: notifications are no state.
         Raises ConfigError, and leaves the device reset, when the state is another device's or damaged.
         """
-        self.reset()
-        if set(state) != set(self.STATE):
-            raise ConfigError(f"The saved state of {self.device.NAME} is from another version.")
-        numbers, queues, rings, device = self._checked(state)
-        self.device.load_state(device)
-        for name, value in numbers.items():
-            setattr(self, name, value)
-        for registers, saved in zip(self.registers, queues, strict=True):
-            registers.load_state(saved)
-        if self.status & bits.DRIVER_OK and not self.status & bits.NEEDS_RESET:
-            self._resume(rings)
+        from pyvmm.devices.virtio import corestate
 
-    def _checked(
-        self, state: State
-    ) -> tuple[dict[str, int], list[dict[str, int]], list[dict[str, int]], State]:
-        """Numbers, queues, rings and the device's own, in their form. Raises ConfigError."""
-        numbers = numbers_of({name: state[name] for name in self._STATE}, self._STATE)
-        queues, rings = tables_of(state["queues"]), tables_of(state["rings"])
-        device, count = state["device"], len(self.registers)
-        if (
-            numbers is None
-            or [numbers_of(queue, QueueRegisters.NAMES) for queue in queues] != queues
-            or len(queues) != count
-            or len(rings) not in (0, count)
-            or not isinstance(device, dict)
-        ):
-            raise self._damaged()
-        return numbers, queues, rings, device
-
-    def _damaged(self) -> ConfigError:
-        return ConfigError(f"The saved state of {self.device.NAME} is damaged.")
-
-    def _resume(self, rings: list[dict[str, int]]) -> None:
-        try:
-            self._activate(rings)
-        except (KeyError, IndexError):
-            self.reset()
-            raise self._damaged() from None
-        session = self._session
-        assert session is not None
-        for queue in session.queues:
-            if session.alive and queue.ring is not None and not queue.offloaded:
-                session.used(queue)  # an interrupt may have been put off
-                session.kick(queue)
+        corestate.load(self, state)

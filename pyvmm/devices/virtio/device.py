@@ -14,14 +14,25 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import ClassVar
 
+    from pyvmm.devices.base import Loop, Workers
     from pyvmm.devices.settings import Setting, Settings
-    from pyvmm.devices.virtio.session import ActiveQueue, Services, Session
+    from pyvmm.devices.virtio.session import ActiveQueue, Session
 
     After = Callable[[], None] | None
 
 
 def _nobody_listens() -> None:
     """No transport is attached yet."""
+
+
+class Services:
+    """What the machine lends to a device: the I/O thread and the worker threads."""
+
+    __slots__ = ("loop", "workers")
+
+    def __init__(self, loop: Loop, workers: Workers) -> None:
+        self.loop = loop
+        self.workers = workers
 
 
 class VirtioDevice(RegisterDevice):

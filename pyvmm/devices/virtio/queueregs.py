@@ -3,10 +3,6 @@
 
 from __future__ import annotations
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
 
 class QueueRegisters:
     """What a driver says about one queue before it enables it. Addresses are guest-physical bytes."""
@@ -34,21 +30,3 @@ class QueueRegisters:
         self.size = state["size"]
         self.desc, self.driver, self.device = state["desc"], state["driver"], state["device"]
         self.enabled = bool(state["enabled"])
-
-
-# What a saved state is made of, checked before it is used.
-
-
-def numbers_of(value: object, names: Sequence[str]) -> dict[str, int] | None:
-    """``value``, if it has a number under each of these names and nothing else."""
-    if not isinstance(value, dict) or set(value) != set(names):
-        return None
-    return value if all(type(number) is int for number in value.values()) else None
-
-
-def tables_of(value: object) -> list[dict[str, int]]:
-    """``value``, if it is a list of numbers under names; else none."""
-    if not isinstance(value, list):
-        return []
-    well_formed = all(isinstance(item, dict) and numbers_of(item, [*item]) == item for item in value)
-    return value if well_formed else []

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import threading
 
+from pyvmm.devices.virtio.device import Services
 from pyvmm.errors import GuestAccessError
 from pyvmm.lean import deque, partial
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from typing import TypeVar
 
-    from pyvmm.devices.base import Loop, Timer, Watch, Workers
+    from pyvmm.devices.base import Timer, Watch
     from pyvmm.devices.virtio.chain import Chain
     from pyvmm.devices.virtio.pacing import LateInterrupts, Pace
     from pyvmm.devices.virtio.queue import QueueSetup, Virtqueue
@@ -32,18 +33,10 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 
+__all__ = ["ActiveQueue", "Services", "Session"]
+
 # A chain can have 4 GiB, of which the used ring's 32 bits cannot tell.
 _MOST_WRITTEN = 0xFFFF_FFFF
-
-
-class Services:
-    """What the machine lends to a device: the I/O thread and the worker threads."""
-
-    __slots__ = ("loop", "workers")
-
-    def __init__(self, loop: Loop, workers: Workers) -> None:
-        self.loop = loop
-        self.workers = workers
 
 
 class ActiveQueue:

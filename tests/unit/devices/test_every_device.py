@@ -33,6 +33,7 @@ from pyvmm.devices.pci.registers import PackedRegisters
 from pyvmm.devices.plic import Plic
 from pyvmm.devices.rtc import GoldfishRtc
 from pyvmm.devices.uart8250 import Uart8250
+from pyvmm.devices.uartline import UartLine
 from pyvmm.devices.virtio.device import VirtioDevice
 from pyvmm.devices.virtio.mmio import VirtioMmio
 from pyvmm.devices.virtio.pci import VirtioPci
@@ -83,7 +84,7 @@ TRANSPORTS = {VirtioMmio: OnMmio, VirtioPci: OnPci}
 VIRTIO = {device_kind(name): TARGETS[name] for name in KINDS if name in TARGETS}
 EVERY = (*FACTORIES, *TRANSPORTS, *VIRTIO)
 #: What others are made of.
-ABSTRACT = {VirtioDevice, Capability, PackedRegisters}
+ABSTRACT = {VirtioDevice, Capability, PackedRegisters, UartLine}
 #: Registers that hold what the device was made with.
 MADE_WITH_VALUES = {*VIRTIO, StructureCapability, NotifyCapability}
 

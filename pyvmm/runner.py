@@ -23,7 +23,7 @@ import threading
 
 from pyvmm import nativerun, outcome
 from pyvmm.errors import KvmError
-from pyvmm.kvm import uapi
+from pyvmm.kvm import dump, uapi
 from pyvmm.kvm.coalesced import FIRST, LAST
 from pyvmm.lean import deque, signals
 from pyvmm.outcome import Outcome
@@ -182,7 +182,6 @@ class VcpuThread:
             except KvmError:
                 pass  # KVM declared the machine dead, and takes no interrupt any more
         if number in _RUN_ERRORS:
-            from pyvmm.kvm import dump
 
             why = _RUN_ERRORS[number]
             self._on_end(
@@ -272,6 +271,5 @@ class VcpuThread:
         self._on_end(end)
 
     def _hung(self, why: str) -> None:
-        from pyvmm.kvm import dump
 
         self._end(Outcome(outcome.HUNG, f"the guest cannot go on: {why}", detail=dump.registers(self.vcpu)))

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds ``pyvmm/_native.abi3.so``: the ordered operations of ``pyvmm.ring``, the run loop of
-``pyvmm.nativerun`` and the virtqueues of ``pyvmm.devices.virtio.nativequeue``, in C.
+``pyvmm.nativerun``, the virtqueues of ``pyvmm.devices.virtio.nativequeue`` and the core of the PLIC of
+``pyvmm.devices.nativeplic``, in C.
 
 setuptools runs it through cffi, at installation. ``pyvmm.native`` loads the result as a plain library,
 through ctypes: nothing here is imported at run time, nor is cffi, to which no function is declared.
@@ -14,7 +15,7 @@ import cffi
 
 _FILES = [
     os.path.join(os.path.dirname(__file__), name)
-    for name in ("_native_ring.c", "_native_run.c", "_native_queue.c")
+    for name in ("_native_ring.c", "_native_run.c", "_native_queue.c", "_native_plic.c")
 ]
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 
 import pytest
 from fakes.native import needs_native
@@ -16,8 +17,10 @@ from pyvmm.kvm import uapi
 _IOCTL = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.c_int, ctypes.c_ulong, ctypes.POINTER(ctypes.c_uint32), use_errno=True
 )
-_ANSWER = ctypes.PYFUNCTYPE(
-    ctypes.c_int, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_int, ctypes.c_void_p
+#: What ``direct_function`` of the run loop returns and takes.
+DIRECT_FUNCTION = (
+    *(ctypes.c_int, ctypes.c_void_p),
+    *(ctypes.c_uint64, ctypes.c_uint32, ctypes.c_int, ctypes.c_void_p),
 )
 _LEVELS = {uapi.KVM_INTERRUPT_SET: True, uapi.KVM_INTERRUPT_UNSET: False}
 _FIRST_FD = 1000
@@ -37,21 +40,29 @@ class CoreInC(NativePlicCore):
         super().__init__(address, range(_FIRST_FD, _FIRST_FD + harts), sources=sources)
 
     def _interrupt(self, fd, request, argument) -> int:
-        ctypes.set_errno(self.errno)
-        if self.errno:
-            return -1
         assert request == uapi.KVM_INTERRUPT
+        failure = self.errno if fd >= 0 else errno.EBADF
+        if failure:
+            ctypes.set_errno(failure)
+            return -1
         self._signal(fd - _FIRST_FD, _LEVELS[argument[0]])
         return 0
 
     def answer_directly(self, offset: int, length: int, is_write: bool, value: int) -> int | None:
-        """As the run loop does it: what the guest reads, or 0 for a store; None when it is left to Python."""
-        function, core = self.answer
-        data = ctypes.c_uint64(value)
-        if not _ANSWER(function)(core, offset, length, is_write, ctypes.addressof(data)):
-            assert data.value == value
-            return None
-        return 0 if is_write else data.value
+        """See the function of that name."""
+        return answer_directly(*self.answer, offset, length, is_write, value)
+
+
+def answer_directly(
+    function: int, context: int, offset: int, length: int, is_write: bool, value: int
+) -> int | None:
+    """As the run loop does it: what the guest reads, or 0 for a store; None when it is left to Python."""
+    data = ctypes.c_uint64(value)
+    call = ctypes.PYFUNCTYPE(*DIRECT_FUNCTION)(function)
+    if not call(context, offset, length, is_write, ctypes.addressof(data)):
+        assert data.value == value
+        return None
+    return 0 if is_write else data.value
 
 
 #: Parameters: what makes a core.

@@ -15,7 +15,9 @@
 // The guest chooses contexts, numbers and values. Python checks contexts, by the register map, and the sources of
 // wires and priorities; the rest is checked here before it becomes a bit.
 
+#ifdef Py_PYTHON_H // else _native_python.h has what is used of it
 #include <pthread.h>
+#endif
 #include <stddef.h>
 #include <stdint.h>
 

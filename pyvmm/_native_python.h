@@ -58,6 +58,12 @@ int PyTuple_SetItem(PyObject *, Py_ssize_t, PyObject *);
 PyObject *Py_BuildValue(const char *, ...);
 int *__errno_location(void);
 
+typedef union {
+	long long room[5]; // as much as musl and glibc take on 64-bit RISC-V and x86
+} pthread_mutex_t;
+int pthread_mutex_lock(pthread_mutex_t *);
+int pthread_mutex_unlock(pthread_mutex_t *);
+
 #define METH_VARARGS 1
 #define METH_NOARGS 4
 #define METH_O 8

@@ -32,7 +32,7 @@ typedef int ioctl_function(int fd, unsigned long request, ...);
 // Bit i of every bitmap is source i.
 typedef uint64_t plic_bits[PLIC_WORDS];
 
-// The following are also in nativeplic.py, `_Context` and `_Core`. With them, the number in the name of
+// The following are also in nativeplic.py, `_Context` and `_Shared`. With them, the number in the name of
 // pyvmm_plic_answer_1 must change: then a module that was built before is not taken for one that fits.
 
 struct plic_context {
@@ -57,7 +57,7 @@ struct plic {
 	plic_bits edge, level, pending, claimed, latched;
 	plic_bits above[PLIC_PRIORITIES]; // above[t]: sources whose priority is above t
 };
-_Static_assert(offsetof(struct plic, ioctl) == 64 && sizeof(struct plic) == 96 + 13 * sizeof(plic_bits), "_Core");
+_Static_assert(offsetof(struct plic, ioctl) == 64 && sizeof(struct plic) == 96 + 13 * sizeof(plic_bits), "_Shared");
 
 static uint64_t plic_bit(uint32_t number)
 {

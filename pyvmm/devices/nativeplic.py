@@ -37,7 +37,7 @@ class _Context(ctypes.Structure):
     )
 
 
-class _Core(ctypes.Structure):
+class _Shared(ctypes.Structure):
     """``struct plic`` of _native_plic.c."""
 
     level: ctypes.Array[ctypes.c_uint64]
@@ -95,10 +95,10 @@ class NativePlicCore:
         self._close = library["pyvmm_plic_close"]
         self._enabled.restype = self._pending.restype = ctypes.c_uint32
 
-    def _make(self, ioctl: int, fds: Sequence[int]) -> tuple[_Core, ctypes.Array[_Context]]:
+    def _make(self, ioctl: int, fds: Sequence[int]) -> tuple[_Shared, ctypes.Array[_Context]]:
         contexts = (_Context * len(fds))(*(_Context(fd=fd) for fd in fds))
         words = self.sources // 64 + 1
-        core = _Core(
+        core = _Shared(
             ioctl=ioctl,
             contexts=ctypes.addressof(contexts),
             nr_contexts=len(fds),

@@ -151,6 +151,15 @@ def test_claim_takes_the_highest_priority_and_the_lowest_of_equals(guest):
     assert [guest.claim() for _ in range(6)] == [2, 3, 1, 5, 4, 0]
 
 
+def test_claims_tell_all_priorities_apart(core):
+    guest = Driver(core)
+    guest.enable(0, *range(1, 8))
+    for source in range(1, 8):
+        guest.priority(source, source)
+        guest.plic.line(source).set(True)
+    assert [guest.claim() for _ in range(8)] == [7, 6, 5, 4, 3, 2, 1, 0]
+
+
 def test_priority_zero_never_interrupts_and_is_never_claimed(guest):
     guest.priority(3, 0)
     guest.plic.line(3).set(True)

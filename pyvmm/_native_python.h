@@ -66,6 +66,11 @@ struct iovec {
 };
 Py_ssize_t readv(int, const struct iovec *, int);
 Py_ssize_t writev(int, const struct iovec *, int);
+typedef union {
+	long long room[5]; // as much as musl and glibc take on 64-bit RISC-V and x86
+} pthread_mutex_t;
+int pthread_mutex_lock(pthread_mutex_t *);
+int pthread_mutex_unlock(pthread_mutex_t *);
 
 #define METH_VARARGS 1
 #define METH_NOARGS 4

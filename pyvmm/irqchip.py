@@ -175,16 +175,29 @@ class UserPlic(_UserChip):
     name = "plic"
 
     def __init__(self, vcpus: Sequence[Vcpu], bus: Bus) -> None:
+        from pyvmm.devices import nativeplic
         from pyvmm.devices.plic import Plic
+        from pyvmm.devices.pliccore import PlicCore
 
         super().__init__(vcpus)
-        self._plic = Plic(self.signal, sources=layout.NR_SOURCES, harts=len(vcpus))
-        bus.map(layout.PLIC_BASE, layout.PLIC_SIZE, self._plic, name="plic")
+        ioctl, harts = vcpus[0].kernel.interrupt_address(), len(vcpus)
+        core = nativeplic.in_c(ioctl, [vcpu.fd for vcpu in vcpus], sources=layout.NR_SOURCES)
+        self._core = core
+        self._plic = Plic(core or PlicCore(self.signal, sources=layout.NR_SOURCES, harts=harts))
+        mapping = bus.map(layout.PLIC_BASE, layout.PLIC_SIZE, self._plic, name="plic")
+        if core is not None:
+            claim = Plic.claim
+            mapping.answer_directly(claim.offset, (harts - 1) * claim.stride + claim.size, *core.answer)
         self.wired = devicetree.Plic(layout.PLIC_BASE, layout.PLIC_SIZE, layout.NR_SOURCES)
 
     def line(self, source: int, *, edge: bool = False) -> IrqLine:
         """The wire into PLIC source ``source``."""
         return self._plic.line(source, edge=edge)
+
+    def close(self) -> None:
+        """The vCPUs are closed next."""
+        if self._core is not None:
+            self._core.close()
 
 
 class UserAplic(_UserChip):

@@ -56,6 +56,13 @@ class Kernel:
         """The C function behind :attr:`run`, which behaves as ioctl does; 0 when there is none."""
         return ctypes.cast(_run, ctypes.c_void_p).value or 0
 
+    def interrupt_address(self) -> int:
+        """A C function for KVM_INTERRUPT, which behaves as ioctl does; 0 when there is none.
+
+        It is called while others may wait with the GIL for a lock of its caller's: it must not need the GIL.
+        """
+        return self.run_address()
+
     def machine(self) -> str:
         """The host's architecture as ``uname -m`` prints it."""
         return os.uname().machine

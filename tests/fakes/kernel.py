@@ -11,7 +11,8 @@ ioeventfd takes is played with ``vm.guest_store``. What the kernel was told is i
 ``irqfds``, ``lines`` and ``messages``.
 
 ``in_c`` says whether vCPUs may be run from C, where the native module is there; a script that raises an
-exception needs that they are not, as it cannot pass through C.
+exception needs that they are not, as it cannot pass through C. ``interrupts_in_c`` says whether C may call
+KVM_INTERRUPT: for one thread only, as it needs the GIL here.
 """
 
 from __future__ import annotations
@@ -211,8 +212,10 @@ class FakeKernel(Kernel):
         guest_files: bool = False,
         ids_limit: int = 2048,
         in_c: bool = True,
+        interrupts_in_c: bool = False,
     ) -> None:
         self._run_from_c = _IOCTL(self._called_from_c) if in_c else None
+        self._interrupts_in_c = interrupts_in_c
         self.scripts = dict(script) if isinstance(script, Mapping) else {0: list(script)}
         self.capabilities = {**DEFAULT_CAPABILITIES, **(capabilities or {})}
         self.isa = tuple(isa)
@@ -263,6 +266,9 @@ class FakeKernel(Kernel):
 
     def run_address(self) -> int:
         return ctypes.cast(self._run_from_c, ctypes.c_void_p).value or 0  # of None it is 0
+
+    def interrupt_address(self) -> int:
+        return self.run_address() if self._interrupts_in_c else 0
 
     def _called_from_c(self, fd: int, request: int, argument: int) -> int:
         try:

@@ -24,6 +24,7 @@ def test_module_built_without_headers_passes_the_tests_of_the_other(tmp_path):
     files = ["unit/test_nativerun.py", "unit/test_runner.py", "unit/test_ring.py"]
     files += ["unit/devices/virtio/test_virtio_nativequeue.py", "model/test_queue_twins.py"]
     files += ["unit/devices/virtio/test_virtio_net.py", "model/test_frame_twins.py"]
+    files += ["unit/devices/test_plic.py", "unit/devices/test_nativeplic.py", "model/test_plic_twins.py"]
     files += ["model/test_exit_twins.py", "model/test_fuzz_targets.py"]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "headerless", *files]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 from fakes.native import needs_native
+from fakes.plictwins import Guest
 from fakes.queuetwins import Play
 from fakes.twins import Access, Filled, Happening
-from fuzz import exits, queues, rings
+from fuzz import exits, plic, queues, rings
 
+from pyvmm.devices.pliccore import PlicCore
 from pyvmm.devices.virtio.split import SplitQueue
 from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.ring import NATIVE, PLAIN, Ring
@@ -16,7 +18,7 @@ from pyvmm.ring import NATIVE, PLAIN, Ring
 pytestmark = needs_native
 
 CORPUS = Path(__file__).parent.parent / "fuzz/corpus"
-TARGETS = {"exits": exits, "queues": queues, "rings": rings}
+TARGETS = {"exits": exits, "plic": plic, "queues": queues, "rings": rings}
 INPUTS = sorted(CORPUS.glob("*/*"))
 
 
@@ -46,6 +48,11 @@ def test_inputs_have_everything_that_can_happen_to_a_queue():
     assert len({(queue.packed, queue.indirect) for queue, _ in conversations}) == 4
 
 
+def test_inputs_have_everything_that_can_happen_to_a_plic():
+    happened = {name for data in of("plic") for name, *_ in plic.conversation(data)[1]}
+    assert happened == {name for name, kind in vars(Guest).items() if callable(kind)} - {"__init__", "play"}
+
+
 def test_inputs_have_every_operation_on_rings():
     operations = [todo for data in of("rings") for todo in rings.operations(data)[1]]
     assert {(name, bits) for name, bits, *_ in operations} == {
@@ -67,6 +74,19 @@ def test_queue_that_counts_wrongly_is_noticed(monkeypatch):
     with pytest.raises(AssertionError, match=r"in C:.*\n.*in Python:"):
         for data in of("queues"):
             queues.check(data)
+
+
+def test_plic_that_forgets_edges_is_noticed(monkeypatch):
+    complete = PlicCore.complete
+
+    def forgetful(core, context, number):
+        core._latched = 0
+        complete(core, context, number)
+
+    monkeypatch.setattr(PlicCore, "complete", forgetful)
+    with pytest.raises(AssertionError, match=r"in C:.*\n.*in Python:"):
+        for data in of("plic"):
+            plic.check(data)
 
 
 def test_operation_that_stores_nothing_is_noticed(monkeypatch):

@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 from fakes.lines import RecordingSignal
+from fakes.native import needs_native
+from fakes.plic import CoreInC
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from pyvmm.devices.plic import Plic
+from pyvmm.devices.pliccore import PlicCore
 
 SOURCES, HARTS = 40, 3  # more than one word of sources
 PENDING, ENABLE, THRESHOLD, CLAIM = 0x1000, 0x2000, 0x20_0000, 0x20_0004
@@ -51,10 +54,12 @@ class Gateway:
 
 
 class PlicMachine(RuleBasedStateMachine):
+    CORE = PlicCore
+
     @initialize(edges=st.sets(source_numbers))
     def build(self, edges):
         self.signal = RecordingSignal()
-        self.plic = Plic(self.signal, sources=SOURCES, harts=HARTS)
+        self.plic = Plic(self.CORE(self.signal, sources=SOURCES, harts=HARTS))
         self.gateways = {n: Gateway(n in edges) for n in range(1, SOURCES + 1)}
         self.lines = {n: self.plic.line(n, edge=n in edges) for n in self.gateways}
         self.enabled = {context: set() for context in range(HARTS)}
@@ -128,7 +133,7 @@ class PlicMachine(RuleBasedStateMachine):
         saved = self.plic.state()
         edges = {n for n, gateway in self.gateways.items() if gateway.edge}
         self.signal = RecordingSignal()
-        self.plic = Plic(self.signal, sources=SOURCES, harts=HARTS)
+        self.plic = Plic(self.CORE(self.signal, sources=SOURCES, harts=HARTS))
         self.lines = {n: self.plic.line(n, edge=n in edges) for n in self.gateways}
         self.plic.load_state(saved)
 
@@ -157,4 +162,9 @@ class PlicMachine(RuleBasedStateMachine):
                 assert self.plic.read(ENABLE + 0x80 * context + 4 * word, 4) == expected
 
 
+class PlicInCMachine(PlicMachine):
+    CORE = CoreInC
+
+
 TestPlic = PlicMachine.TestCase
+TestPlicInC = needs_native(PlicInCMachine.TestCase)

@@ -3,12 +3,14 @@ import errno
 
 import pytest
 from fakes.kernel import FakeAia, FakeKernel, fail
+from fakes.native import needs_native
+from fakes.plic import answer_directly
 
 from pyvmm import devicetree, irqchip, layout
-from pyvmm.errors import ConfigError
+from pyvmm.errors import ConfigError, KvmError
 from pyvmm.kvm import uapi
 from pyvmm.kvm.system import Kvm
-from pyvmm.mmio.bus import Bus
+from pyvmm.mmio.bus import Bus, Mapping
 
 
 class Host:
@@ -162,3 +164,30 @@ def test_emulated_controller_interrupts_the_right_hart(host, kind, base, setup, 
     assert chip.imsic is None
     [(where, name)] = it.bus.describe()
     assert (where.base, where.size, name) == (chip.wired.base, chip.wired.size, kind)
+
+
+@needs_native
+def test_claims_of_the_plic_are_answered_directly(host, monkeypatch):
+    places = []
+    monkeypatch.setattr(Mapping, "answer_directly", lambda mapping, *place: places.append(place))
+    it = host(3, interrupts_in_c=True)
+    chip = it.create("plic")
+    for offset, value in PLIC_SETUP:
+        it.bus.write(layout.PLIC_BASE + offset, 4, value)
+    chip.line(3).set(True)
+    [(first, size, function, core)] = places
+    assert (first, size) == (0x20_0004, 0x2004)
+    assert answer_directly(function, core, 0x1000, 4, False, 0) == 3
+    assert [vcpu.interrupts for vcpu in it.kernel.vm.vcpus.values()] == [[], [True, False], []]
+
+
+@needs_native
+def test_wire_that_rises_after_the_plic_was_closed_interrupts_nobody(host):
+    it = host(3, interrupts_in_c=True)
+    chip = it.create("plic")
+    for offset, value in PLIC_SETUP:
+        it.bus.write(layout.PLIC_BASE + offset, 4, value)
+    chip.close()
+    with pytest.raises(KvmError, match="KVM_INTERRUPT failed"):
+        chip.line(3).set(True)
+    assert [vcpu.interrupts for vcpu in it.kernel.vm.vcpus.values()] == [[], [], []]

@@ -31,6 +31,7 @@ from pyvmm.devices.pci.msi import Msi
 from pyvmm.devices.pci.msix import Msix, MsixTable
 from pyvmm.devices.pci.registers import PackedRegisters
 from pyvmm.devices.plic import Plic
+from pyvmm.devices.pliccore import PlicCore
 from pyvmm.devices.rtc import GoldfishRtc
 from pyvmm.devices.uart8250 import Uart8250
 from pyvmm.devices.uartline import UartLine
@@ -66,7 +67,7 @@ def make_capability(capability):
 
 FACTORIES = {
     Aplic: lambda: Aplic(RecordingSignal(), sources=40, harts=3),
-    Plic: lambda: Plic(RecordingSignal(), sources=40, harts=3),
+    Plic: lambda: Plic(PlicCore(RecordingSignal(), sources=40, harts=3)),
     GoldfishRtc: lambda: GoldfishRtc(RecordingLine(), FakeClock(10**18)),
     Uart8250: lambda: Uart8250(RecordingLine(), RecordingSink()),
     Edu: make_edu,

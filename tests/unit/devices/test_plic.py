@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import pytest
 from fakes.lines import RecordingSignal
+from fakes.plic import CORES
 
 from pyvmm.devices.plic import Plic
 from pyvmm.errors import BusError
@@ -13,9 +14,9 @@ PRIORITY, PENDING, ENABLE, THRESHOLD, CLAIM = 0x0, 0x1000, 0x2000, 0x20_0000, 0x
 class Driver:
     """The guest's side: names for register accesses."""
 
-    def __init__(self, sources: int = 31, harts: int = 2) -> None:
+    def __init__(self, core, sources: int = 31, harts: int = 2) -> None:
         self.signal = RecordingSignal()
-        self.plic = Plic(self.signal, sources=sources, harts=harts)
+        self.plic = Plic(core(self.signal, sources=sources, harts=harts))
 
     def priority(self, source, value):
         self.plic.write(PRIORITY + 4 * source, 4, value)
@@ -40,10 +41,15 @@ class Driver:
         return self.plic.read(PENDING + 4 * word, 4)
 
 
+@pytest.fixture(params=CORES)
+def core(request):
+    return request.param
+
+
 @pytest.fixture
-def guest():
+def guest(core):
     """Sources 1 to 5 with priority 1, enabled on context 0."""
-    driver = Driver()
+    driver = Driver(core)
     for source in range(1, 6):
         driver.priority(source, 1)
     driver.enable(0, 1, 2, 3, 4, 5)
@@ -145,6 +151,15 @@ def test_claim_takes_the_highest_priority_and_the_lowest_of_equals(guest):
     assert [guest.claim() for _ in range(6)] == [2, 3, 1, 5, 4, 0]
 
 
+def test_claims_tell_all_priorities_apart(core):
+    guest = Driver(core)
+    guest.enable(0, *range(1, 8))
+    for source in range(1, 8):
+        guest.priority(source, source)
+        guest.plic.line(source).set(True)
+    assert [guest.claim() for _ in range(8)] == [7, 6, 5, 4, 3, 2, 1, 0]
+
+
 def test_priority_zero_never_interrupts_and_is_never_claimed(guest):
     guest.priority(3, 0)
     guest.plic.line(3).set(True)
@@ -235,8 +250,8 @@ def test_completion_of_what_was_not_claimed_changes_nothing(guest, number):
     assert guest.plic.state() == before
 
 
-def test_source_zero_and_sources_beyond_the_last_cannot_be_enabled():
-    guest = Driver(sources=40)
+def test_source_zero_and_sources_beyond_the_last_cannot_be_enabled(core):
+    guest = Driver(core, sources=40)
     guest.plic.write(ENABLE, 4, 0xFFFF_FFFF)
     guest.plic.write(ENABLE + 4, 4, 0xFFFF_FFFF)
     guest.plic.write(ENABLE + 0x7C, 4, 0xFFFF_FFFF)
@@ -252,8 +267,8 @@ def test_registers_of_contexts_and_sources_that_are_not_there_are_odd(guest):
     assert guest.plic.odd == 10
 
 
-def test_largest_plic_reaches_its_last_source_and_context():
-    guest = Driver(sources=1023, harts=128)
+def test_largest_plic_reaches_its_last_source_and_context(core):
+    guest = Driver(core, sources=1023, harts=128)
     guest.priority(1023, 1)
     guest.enable(127, 1023)
     guest.plic.line(1023).set(True)
@@ -277,13 +292,24 @@ def test_reset_lowers_outputs_and_forgets_all_but_the_wires(guest):
     assert (guest.pending(), guest.plic.read(8, 4), guest.plic.read(ENABLE, 4)) == (1 << 2, 0, 0)
 
 
-def test_restored_state_signals_the_harts_and_goes_on(guest):
+@pytest.mark.parametrize("kind", CORES)
+def test_state_of_either_core_is_taken_over_by_either(guest, kind):
+    guest.plic.line(2).set(True)
+    guest.plic.line(3).set(True)
+    guest.claim()
+    other = Driver(kind)
+    other.plic.load_state(guest.plic.state())
+    assert other.plic.state() == guest.plic.state()
+    assert (other.signal.asserted, other.claim()) == ({0}, 3)
+
+
+def test_restored_state_signals_the_harts_and_goes_on(guest, core):
     guest.enable(1, 5)
     for source in (2, 3, 5):
         guest.plic.line(source).set(True)
     guest.threshold(1, 3)
     guest.claim()
-    other = Driver()
+    other = Driver(core)
     other.plic.load_state(guest.plic.state())
     assert other.signal.asserted == {0}
     assert (other.claim(), other.claim(), other.claim()) == (3, 5, 0)

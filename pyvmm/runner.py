@@ -182,7 +182,6 @@ class VcpuThread:
             except KvmError:
                 pass  # KVM declared the machine dead, and takes no interrupt any more
         if number in _RUN_ERRORS:
-
             why = _RUN_ERRORS[number]
             self._on_end(
                 Outcome(

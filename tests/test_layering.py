@@ -116,7 +116,6 @@ LATE = {
     "pyvmm.devices.virtio.session",
     "pyvmm.guest",
     "pyvmm.hostfile",
-    "pyvmm.kvm.dump",
     "pyvmm.mmio.regaccess",
     "pyvmm.mmio.regstate",
     "pyvmm.nearest",

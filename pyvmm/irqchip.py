@@ -186,8 +186,9 @@ class UserPlic(_UserChip):
         self._plic = Plic(core or PlicCore(self.signal, sources=layout.NR_SOURCES, harts=harts))
         mapping = bus.map(layout.PLIC_BASE, layout.PLIC_SIZE, self._plic, name="plic")
         if core is not None:
-            claim = Plic.claim
+            claim, enable = Plic.claim, Plic.enable
             mapping.answer_directly(claim.offset, (harts - 1) * claim.stride + claim.size, *core.answer)
+            mapping.answer_directly(enable.offset, 32 * harts * enable.size, *core.answer_enable)
         self.wired = devicetree.Plic(layout.PLIC_BASE, layout.PLIC_SIZE, layout.NR_SOURCES)
 
     def line(self, source: int, *, edge: bool = False) -> IrqLine:

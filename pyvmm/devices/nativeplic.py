@@ -75,10 +75,11 @@ class NativePlicCore:
         self._shared, self._contexts = self._make(ioctl, fds)
         # Without argtypes a call is the cheapest: small integers go as C has them.
         self._plic = ctypes.byref(self._shared)
-        #: Addresses of the C function that answers accesses to claim registers, and of what it wants.
-        self.answer = (
-            ctypes.cast(library[_ANSWER], ctypes.c_void_p).value or 0,
-            ctypes.addressof(self._shared),
+        #: Addresses of the C functions that answer accesses to claim registers, and loads of enable bits,
+        #: each with that of what it wants.
+        self.answer, self.answer_enable = (
+            (ctypes.cast(library[name], ctypes.c_void_p).value or 0, ctypes.addressof(self._shared))
+            for name in (_ANSWER, "pyvmm_plic_answer_enable")
         )
         self._drive = library["pyvmm_plic_drive"]
         self._claim = library["pyvmm_plic_claim"]

@@ -175,8 +175,9 @@ def test_claims_of_the_plic_are_answered_directly(host, monkeypatch):
     for offset, value in PLIC_SETUP:
         it.bus.write(layout.PLIC_BASE + offset, 4, value)
     chip.line(3).set(True)
-    [(first, size, function, core)] = places
+    (first, size, function, core), enables = places
     assert (first, size) == (0x20_0004, 0x2004)
+    assert enables[:2] == (0x2000, 0x180)
     assert answer_directly(function, core, 0x1000, 4, False, 0) == 3
     assert [vcpu.interrupts for vcpu in it.kernel.vm.vcpus.values()] == [[], [True, False], []]
 

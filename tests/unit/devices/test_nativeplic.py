@@ -11,7 +11,7 @@ from collections import Counter
 import pytest
 from fakes.lines import RecordingSignal
 from fakes.native import needs_native
-from fakes.plic import DIRECT_FUNCTION, CoreInC
+from fakes.plic import DIRECT_FUNCTION, CoreInC, answer_directly
 
 from pyvmm import native
 from pyvmm.devices import nativeplic
@@ -62,6 +62,22 @@ def test_what_is_no_claim_register_is_left_to_python(core, offset, length, is_wr
     before = core.bits()
     assert core.answer_directly(offset, length, is_write, 3) is None
     assert core.bits() == before
+
+
+def test_loads_of_enable_bits_are_answered_directly(core):
+    core.set_enabled(1, 1, 0x8000_0001)
+    for context, word in ((0, 0), (0, 1), (1, 0), (1, 1), (1, 31)):
+        found = answer_directly(*core.answer_enable, 0x80 * context + 4 * word, 4, False, 0x55)
+        assert found == core.enabled(context, word)
+
+
+@pytest.mark.parametrize(
+    ("offset", "length", "is_write"),
+    [(0, 4, True), (0, 2, False), (0, 8, False), (2, 4, False), (0x100, 4, False), (2**64 - 4, 4, False)],
+)
+def test_what_is_no_load_of_enable_bits_is_left_to_python(core, offset, length, is_write):
+    assert answer_directly(*core.answer_enable, offset, length, is_write, 0x55) is None
+    assert core.enabled(0, 0) == 0x3E
 
 
 def test_interrupt_that_kvm_refuses_is_raised(core):

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from fakes.guests import echo, idle, prints
-from fakes.kernel import FakeKernel, shutdown
-from fakes.threads import Background, in_time
+from fakes.kernel import FakeKernel, call, shutdown
+from fakes.threads import Background, happens, in_time
 
 import pyvmm
 
@@ -55,10 +55,12 @@ def test_machine_runs_in_a_with_statement_without_any_descriptors(image):
 
 
 def test_two_machines_run_beside_each_other(run):
+    printed = threading.Event()
     first = run([*prints(b"ready\n"), echo])
-    second = run([*prints(b"second\n"), idle], timeout="20s")
+    second = run([*prints(b"second\n"), call(lambda _: printed.set()), idle], timeout="20s")
     first.start()
     second.start()
+    happens(printed)
     second.machine.end(pyvmm.Outcome("quit", "enough of it"))
     assert second().reason == "quit"
     os.write(first.keys, b"q")

@@ -174,9 +174,10 @@ def test_machine_can_be_paused_and_resumed_from_many_threads_at_once(run):
 
 
 def test_guest_that_ends_while_it_is_being_paused_has_ended(run):
-    it = run([call(lambda vcpu: happens(asked)), shutdown()], cpus=2)
-    asked = threading.Event()
+    entered, asked = threading.Event(), threading.Event()
+    it = run([call(lambda vcpu: (entered.set(), happens(asked))), shutdown()], cpus=2)
     it.start()
+    happens(entered)
     pause = Background(it.machine.pause)
     asked.set()
     with pytest.raises(MachineError, match="has ended"):

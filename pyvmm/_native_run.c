@@ -54,7 +54,8 @@ struct direct {
 };
 
 struct directs {
-	uint32_t on, count;
+	uint64_t first, last; // of all of them: no address while there are none, or while they are off
+	uint64_t count;
 	struct direct all[];
 };
 
@@ -74,7 +75,7 @@ struct vcpu {
 // Places in what the bus publishes, and in a way. With these, or with what `run` is bound to, the number in the name
 // of pyvmm_runner_2 must change: then a module that was built before is not taken for one that fits.
 enum { BASES, LASTS, WAYS, MAPPINGS, PLACES };
-enum { ACQUIRE, RELEASE, READ, WRITE, READERS, WRITERS, COUNTER, FROM_C };
+enum { ACQUIRE, RELEASE, READ, WRITE, READERS, WRITERS, COUNTER };
 
 // Several threads count at once.
 static void count_access(uint64_t *accesses)
@@ -87,11 +88,11 @@ static uint64_t mask(const struct access *access)
 	return UINT64_MAX >> (64 - 8 * access->length);
 }
 
-// The mapping that holds all of the access, and its base; -1 when there is none.
-static Py_ssize_t find(PyObject *table, const struct access *access, uint64_t *base)
+// The mapping that holds all of the access, its base, and what to count it in; -1 when there is none.
+static Py_ssize_t find(PyObject *table, const struct access *access, uint64_t *base, uint64_t **accesses)
 {
 	PyObject *places = PyTuple_GetItem(table, PLACES);
-	Py_ssize_t count = PyBytes_Size(places) / (2 * sizeof(uint64_t)), low = 0, high = count;
+	Py_ssize_t count = PyBytes_Size(places) / (3 * sizeof(uint64_t)), low = 0, high = count;
 	const uint64_t *bases = (const uint64_t *)PyBytes_AsString(places), *lasts = bases + count;
 
 	while (low < high) {
@@ -105,6 +106,7 @@ static Py_ssize_t find(PyObject *table, const struct access *access, uint64_t *b
 	if (low-- == 0 || access->address > lasts[low] || access->length - 1 > lasts[low] - access->address)
 		return -1;
 	*base = bases[low];
+	*accesses = (uint64_t *)(uintptr_t)lasts[count + low];
 	return low;
 }
 
@@ -170,8 +172,8 @@ static int call_anyway(PyObject *function)
 // Bus.read and Bus.write. Returns 1, or 0 when it is Python's, or -1 with an exception.
 static int access_device(const struct vcpu *vcpu, PyObject *table, const struct access *access)
 {
-	uint64_t base, answer;
-	Py_ssize_t at = find(table, access, &base);
+	uint64_t base, answer, *accesses;
+	Py_ssize_t at = find(table, access, &base, &accesses);
 	PyObject *way, *value = NULL, *result = NULL;
 	int published, failed;
 
@@ -187,7 +189,7 @@ static int access_device(const struct vcpu *vcpu, PyObject *table, const struct 
 	published = PyList_GetItem(vcpu->published, 0) == table;
 	if (published) {
 		++*vcpu->answered;
-		count_access((uint64_t *)PyLong_AsVoidPtr(PyTuple_GetItem(way, FROM_C)));
+		count_access(accesses);
 		result = call_device(way, access, access->address - base, value);
 	}
 	failed = call_anyway(PyTuple_GetItem(way, RELEASE));
@@ -237,20 +239,24 @@ static int has_stores(const struct ring_page *ring)
 // Without the GIL. Returns 1, or 0.
 static int answer_directly(const struct vcpu *vcpu)
 {
-	const struct access access = vcpu->page->mmio;
 	const struct directs *directs = vcpu->directs;
-	uint32_t index;
+	const uint64_t address = vcpu->page->mmio.address;
+	struct access access;
+	uint64_t index;
 
-	if (!__atomic_load_n(&directs->on, __ATOMIC_RELAXED) || !has_size_of_access(&access) || has_stores(vcpu->ring))
+	if (address < __atomic_load_n(&directs->first, __ATOMIC_RELAXED) || address > directs->last)
+		return 0;
+	access = vcpu->page->mmio;
+	if (!has_size_of_access(&access) || has_stores(vcpu->ring))
 		return 0;
 	for (index = 0; index < directs->count; index++) {
 		const struct direct *direct = &directs->all[index];
 		uint64_t data = access.data & mask(&access);
 
-		if (access.address < direct->first || access.address > direct->last ||
-		    access.length - 1 > direct->last - access.address)
+		if (address < direct->first || address > direct->last ||
+		    access.length - 1 > direct->last - address)
 			continue;
-		if (!direct->answer(direct->context, access.address - direct->first, access.length, access.is_write,
+		if (!direct->answer(direct->context, address - direct->first, access.length, access.is_write,
 				    &data))
 			return 0;
 		++*vcpu->answered;

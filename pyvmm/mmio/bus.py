@@ -47,7 +47,7 @@ if TYPE_CHECKING:
         def decode(self, offset: int, size: int, is_write: bool, value: int) -> tuple[str, str]: ...
 
     #: How an access gets into a device: its lock's acquire and release, its read and write, its accessors,
-    #: the mapping's counter, the address of the one for accesses from C. _native_run.c knows the order.
+    #: the mapping's counter. _native_run.c knows the order.
     Way = tuple[
         Callable[[], object],
         Callable[[], object],
@@ -56,10 +56,9 @@ if TYPE_CHECKING:
         Readers,
         Writers,
         list[int],
-        int,
     ]
-    #: Bases, last addresses, ways and mappings, in address order; then the bases and the last addresses
-    #: again, as _native_run.c wants them.
+    #: Bases, last addresses, ways and mappings, in address order; then, as _native_run.c wants them, bases
+    #: and last addresses again, and where it counts accesses.
     Table = tuple[tuple[int, ...], tuple[int, ...], tuple[Way, ...], tuple["Mapping", ...], bytes]
 
 _PAGE_SHIFT = 12
@@ -94,7 +93,7 @@ class Unclaimed:
 class Mapping:
     """A device's place on a bus. Made by :meth:`Bus.map`; ``range`` is where it is, or was last."""
 
-    __slots__ = ("_bus", "_counter", "_from_c", "device", "name", "range", "way")
+    __slots__ = ("_bus", "_counter", "_from_c", "counted_at", "device", "name", "range", "way")
 
     def __init__(self, bus: Bus, where: Range, device: BusDevice, name: str) -> None:
         self._bus = bus
@@ -111,8 +110,8 @@ class Mapping:
             device.write,
             *(device.accessors() if isinstance(device, RegisterDevice) else ({}, {})),
             self._counter,
-            ctypes.addressof(self._from_c),
         )
+        self.counted_at = ctypes.addressof(self._from_c)
 
     @property
     def accesses(self) -> int:
@@ -187,7 +186,7 @@ class Bus:
                 self._count_unclaimed(table, at, address, size)
                 return 0
             # Not `with`: on an emulated RISC-V host that costs a fifteenth of a whole exit.
-            acquire, release, read, _, readers, _, counter, _ = ways[at]
+            acquire, release, read, _, readers, _, counter = ways[at]
             acquire()
             try:
                 if published[0] is table:
@@ -208,7 +207,7 @@ class Bus:
             if address + size - 1 > lasts[at]:
                 self._count_unclaimed(table, at, address, size)
                 return
-            acquire, release, _, write, _, writers, counter, _ = ways[at]
+            acquire, release, _, write, _, writers, counter = ways[at]
             acquire()
             try:
                 if published[0] is not table:
@@ -285,7 +284,7 @@ class Bus:
             (*lasts, -1),
             tuple(mapping.way for mapping in mappings),
             mappings,
-            pack(f"{2 * len(mappings)}Q", *bases, *lasts),
+            pack(f"{3 * len(mappings)}Q", *bases, *lasts, *(mapping.counted_at for mapping in mappings)),
         )
 
 

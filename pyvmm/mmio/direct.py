@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 #: Of one bus: more than there are places for such devices.
 _MOST = 64
+_NO_ADDRESS = 2**64 - 1
 
 
 class _Direct(ctypes.Structure):
@@ -36,14 +37,19 @@ class _Direct(ctypes.Structure):
 class _Directs(ctypes.Structure):
     """``struct directs``, with room."""
 
-    _fields_ = (("on", ctypes.c_uint32), ("count", ctypes.c_uint32), ("all", _Direct * _MOST))
+    _fields_ = (
+        ("first", ctypes.c_uint64),
+        ("last", ctypes.c_uint64),
+        ("count", ctypes.c_uint64),
+        ("all", _Direct * _MOST),
+    )
 
 
 class DirectAnswers:
     """Of one bus. ``address`` is where the run loop finds them."""
 
     def __init__(self) -> None:
-        self._shared = _Directs(on=1, count=0)
+        self._shared = _Directs(first=_NO_ADDRESS)
         self._kept: list[object] = []
         self.address = ctypes.addressof(self._shared)
 
@@ -59,8 +65,10 @@ class DirectAnswers:
         counter = ctypes.addressof(accesses)
         self._shared.all[count] = _Direct(where.base, where.last, function, context, counter)
         self._kept.append(accesses)
+        self._shared.first = min(self._shared.first, where.base)
+        self._shared.last = max(self._shared.last, where.last)
         self._shared.count = count + 1
 
     def stop(self) -> None:
         """Leave all accesses to Python from now on: somebody wants to see them."""
-        self._shared.on = 0
+        self._shared.first = _NO_ADDRESS

@@ -7,7 +7,7 @@ import pytest
 from fakes.native import needs_native
 from fakes.plictwins import Guest
 from fakes.queuetwins import Play
-from fakes.twins import Access, Filled, Happening
+from fakes.twins import STATUS, Access, Filled, Happening, Status
 from fuzz import exits, plic, queues, rings
 
 from pyvmm.devices.pliccore import PlicCore
@@ -20,6 +20,14 @@ pytestmark = needs_native
 CORPUS = Path(__file__).parent.parent / "fuzz/corpus"
 TARGETS = {"exits": exits, "plic": plic, "queues": queues, "rings": rings}
 INPUTS = sorted(CORPUS.glob("*/*"))
+#: Accesses near those that the C answers: where, whether to all 32 bits, and whether it is a store.
+LEFT_TO_PYTHON = [
+    (STATUS + 0x60, False, False),
+    (STATUS + 0x60, True, True),
+    (STATUS + 0x62, False, False),
+    (STATUS + 0x64, True, False),
+    (STATUS + 0x64, False, True),
+]
 
 
 def of(target):
@@ -36,6 +44,22 @@ def test_inputs_have_everything_that_can_happen_between_two_exits():
     assert {type(step) for step in steps} == {Access, Filled, Happening}
     happened = {f"_{step.name}" for step in steps if isinstance(step, Happening)}
     assert happened == {name for name in vars(Happening) if name[0] == "_" and name[1] != "_"}
+
+
+def test_inputs_have_every_access_to_registers_that_are_answered_directly():
+    register, acknowledge, found = STATUS + 0x60, STATUS + 0x64, set()
+    for data in of("exits"):
+        interrupted = False
+        for step in exits.steps(data):
+            if isinstance(step, Happening) and step.name == "interrupt":
+                interrupted = True
+            elif isinstance(step, Access) and register <= step.address < acknowledge + 4:
+                found.add((step.address, step.length == 4, bool(step.is_write), interrupted))
+    assert {
+        *((register, True, False, interrupted) for interrupted in (False, True)),
+        *((acknowledge, True, True, interrupted) for interrupted in (False, True)),
+        *((address, width, write, True) for address, width, write in LEFT_TO_PYTHON),
+    } <= found
 
 
 def test_inputs_have_everything_that_can_happen_to_a_queue():
@@ -63,6 +87,14 @@ def test_inputs_have_every_operation_on_rings():
 def test_twin_that_answers_a_load_wrongly_is_noticed(monkeypatch):
     answer = Vcpu.answer_mmio
     monkeypatch.setattr(Vcpu, "answer_mmio", lambda self, length, value: answer(self, length, value ^ 1))
+    with pytest.raises(AssertionError, match=r"in C:.*\n.*in Python:"):
+        for data in of("exits"):
+            exits.check(data)
+
+
+@pytest.mark.parametrize("handler", ["_read_status", "_write_ack"])
+def test_twin_of_a_direct_answer_that_does_nothing_is_noticed(monkeypatch, handler):
+    monkeypatch.setattr(Status, handler, lambda *_: 0)
     with pytest.raises(AssertionError, match=r"in C:.*\n.*in Python:"):
         for data in of("exits"):
             exits.check(data)

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 from fakes.native import needs_native
+from fakes.nettwins import Play as CardPlay
 from fakes.plictwins import Guest
 from fakes.queuetwins import Play
 from fakes.twins import STATUS, Access, Filled, Happening, Status
-from fuzz import exits, plic, queues, rings
+from fuzz import exits, frames, plic, queues, rings
 
+from pyvmm.devices.net.pair import Pair
 from pyvmm.devices.pliccore import PlicCore
 from pyvmm.devices.virtio.split import SplitQueue
 from pyvmm.kvm.vcpu import Vcpu
@@ -18,7 +20,7 @@ from pyvmm.ring import NATIVE, PLAIN, Ring
 pytestmark = needs_native
 
 CORPUS = Path(__file__).parent.parent / "fuzz/corpus"
-TARGETS = {"exits": exits, "plic": plic, "queues": queues, "rings": rings}
+TARGETS = {"exits": exits, "frames": frames, "plic": plic, "queues": queues, "rings": rings}
 INPUTS = sorted(CORPUS.glob("*/*"))
 #: Accesses near those that the C answers: where, whether to all 32 bits, and whether it is a store.
 LEFT_TO_PYTHON = [
@@ -77,6 +79,17 @@ def test_inputs_have_everything_that_can_happen_to_a_plic():
     assert happened == {name for name, kind in vars(Guest).items() if callable(kind)} - {"__init__", "play"}
 
 
+def test_inputs_have_everything_that_can_happen_to_a_card():
+    conversations = [frames.conversation(data) for data in of("frames")]
+    happened = {step.name for _, steps, _ in conversations for step in steps}
+    assert happened == {name for name, kind in vars(CardPlay).items() if callable(kind)} - {
+        "__init__", "seen", "fresh", "_placed", "_add",
+    }  # fmt: skip
+    honest = {setup for setup, _, hostile in conversations if not hostile}
+    assert {setup.packed for setup in honest} == {setup.mergeable for setup in honest} == {False, True}
+    assert {setup.packed for setup, _, hostile in conversations if hostile} == {False, True}
+
+
 def test_inputs_have_every_operation_on_rings():
     operations = [todo for data in of("rings") for todo in rings.operations(data)[1]]
     assert {f"{name}{bits}" for name, bits, *_ in operations} == set(Ring.__slots__) - {"backend", "safe"}
@@ -117,6 +130,13 @@ def test_plic_that_forgets_edges_is_noticed(monkeypatch):
     with pytest.raises(AssertionError, match=r"in C:.*\n.*in Python:"):
         for data in of("plic"):
             plic.check(data)
+
+
+def test_pair_that_drops_frames_is_noticed(monkeypatch):
+    monkeypatch.setattr(Pair, "_transmit", lambda self, chain: True)
+    with pytest.raises(AssertionError, match=r"in C:.*\n.*in Python:"):
+        for data in of("frames"):
+            frames.check(data)
 
 
 def test_operation_that_stores_nothing_is_noticed(monkeypatch):

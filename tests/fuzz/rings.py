@@ -12,7 +12,11 @@ from pyvmm.errors import HostError
 from pyvmm.ring import LIBATOMIC, NATIVE, PLAIN, Ring
 
 SIZE = 16  # bytes: few, so that operations meet, and nothing around them, so that AddressSanitizer sees it
-_NAMES = ("load_acquire", "store_release", "peer", "rearm")
+OPERATIONS = (
+    *((name, bits) for name in ("load_acquire", "store_release", "peer", "rearm") for bits in (16, 32)),
+    *(("set_bits", 32), ("clear_bits", 32)),
+)
+_WITH_VALUE = ("store_release", "rearm", "set_bits", "clear_bits")
 
 
 @functools.cache
@@ -30,10 +34,10 @@ def operations(data):
     reader, found = Reader(data), []
     memory = reader.bytes(SIZE)
     while reader:
-        name, bits = reader.one_of(_NAMES), reader.one_of((16, 32))
+        name, bits = reader.one_of(OPERATIONS)
         width = bits // 8
         place = reader.number(1) % (SIZE // width) * width
-        value = reader.number(width) if name in ("store_release", "rearm") else None
+        value = reader.number(width) if name in _WITH_VALUE else None
         peer = reader.number(1) % (SIZE // 2) * 2 if name == "rearm" else None
         found.append((name, bits, place, value, peer))
     return memory, found

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 from fakes.native import needs_native
+from fakes.nettwins import Play as CardPlay
 from fakes.plictwins import Guest
 from fakes.queuetwins import Play
-from fakes.twins import Access, Filled, Happening
-from fuzz import exits, plic, queues, rings
+from fakes.twins import STATUS, Access, Filled, Happening, Status
+from fuzz import exits, frames, plic, queues, rings
 
+from pyvmm.devices.net.pair import Pair
 from pyvmm.devices.pliccore import PlicCore
 from pyvmm.devices.virtio.split import SplitQueue
 from pyvmm.kvm.vcpu import Vcpu
@@ -18,8 +20,16 @@ from pyvmm.ring import NATIVE, PLAIN, Ring
 pytestmark = needs_native
 
 CORPUS = Path(__file__).parent.parent / "fuzz/corpus"
-TARGETS = {"exits": exits, "plic": plic, "queues": queues, "rings": rings}
+TARGETS = {"exits": exits, "frames": frames, "plic": plic, "queues": queues, "rings": rings}
 INPUTS = sorted(CORPUS.glob("*/*"))
+#: Accesses near those that the C answers: where, whether to all 32 bits, and whether it is a store.
+LEFT_TO_PYTHON = [
+    (STATUS + 0x60, False, False),
+    (STATUS + 0x60, True, True),
+    (STATUS + 0x62, False, False),
+    (STATUS + 0x64, True, False),
+    (STATUS + 0x64, False, True),
+]
 
 
 def of(target):
@@ -38,6 +48,22 @@ def test_inputs_have_everything_that_can_happen_between_two_exits():
     assert happened == {name for name in vars(Happening) if name[0] == "_" and name[1] != "_"}
 
 
+def test_inputs_have_every_access_to_registers_that_are_answered_directly():
+    register, acknowledge, found = STATUS + 0x60, STATUS + 0x64, set()
+    for data in of("exits"):
+        interrupted = False
+        for step in exits.steps(data):
+            if isinstance(step, Happening) and step.name == "interrupt":
+                interrupted = True
+            elif isinstance(step, Access) and register <= step.address < acknowledge + 4:
+                found.add((step.address, step.length == 4, bool(step.is_write), interrupted))
+    assert {
+        *((register, True, False, interrupted) for interrupted in (False, True)),
+        *((acknowledge, True, True, interrupted) for interrupted in (False, True)),
+        *((address, width, write, True) for address, width, write in LEFT_TO_PYTHON),
+    } <= found
+
+
 def test_inputs_have_everything_that_can_happen_to_a_queue():
     conversations = [queues.conversation(data) for data in of("queues")]
     happened = {step.name for _, steps in conversations for step in steps}
@@ -53,16 +79,33 @@ def test_inputs_have_everything_that_can_happen_to_a_plic():
     assert happened == {name for name, kind in vars(Guest).items() if callable(kind)} - {"__init__", "play"}
 
 
+def test_inputs_have_everything_that_can_happen_to_a_card():
+    conversations = [frames.conversation(data) for data in of("frames")]
+    happened = {step.name for _, steps, _ in conversations for step in steps}
+    assert happened == {name for name, kind in vars(CardPlay).items() if callable(kind)} - {
+        "__init__", "seen", "fresh", "_placed", "_add",
+    }  # fmt: skip
+    honest = {setup for setup, _, hostile in conversations if not hostile}
+    assert {setup.packed for setup in honest} == {setup.mergeable for setup in honest} == {False, True}
+    assert {setup.packed for setup, _, hostile in conversations if hostile} == {False, True}
+
+
 def test_inputs_have_every_operation_on_rings():
     operations = [todo for data in of("rings") for todo in rings.operations(data)[1]]
-    assert {(name, bits) for name, bits, *_ in operations} == {
-        (name, bits) for name in ("load_acquire", "store_release", "peer", "rearm") for bits in (16, 32)
-    }
+    assert {f"{name}{bits}" for name, bits, *_ in operations} == set(Ring.__slots__) - {"backend", "safe"}
 
 
 def test_twin_that_answers_a_load_wrongly_is_noticed(monkeypatch):
     answer = Vcpu.answer_mmio
     monkeypatch.setattr(Vcpu, "answer_mmio", lambda self, length, value: answer(self, length, value ^ 1))
+    with pytest.raises(AssertionError, match=r"in C:.*\n.*in Python:"):
+        for data in of("exits"):
+            exits.check(data)
+
+
+@pytest.mark.parametrize("handler", ["_read_status", "_write_ack"])
+def test_twin_of_a_direct_answer_that_does_nothing_is_noticed(monkeypatch, handler):
+    monkeypatch.setattr(Status, handler, lambda *_: 0)
     with pytest.raises(AssertionError, match=r"in C:.*\n.*in Python:"):
         for data in of("exits"):
             exits.check(data)
@@ -87,6 +130,13 @@ def test_plic_that_forgets_edges_is_noticed(monkeypatch):
     with pytest.raises(AssertionError, match=r"in C:.*\n.*in Python:"):
         for data in of("plic"):
             plic.check(data)
+
+
+def test_pair_that_drops_frames_is_noticed(monkeypatch):
+    monkeypatch.setattr(Pair, "_transmit", lambda self, chain: True)
+    with pytest.raises(AssertionError, match=r"in C:.*\n.*in Python:"):
+        for data in of("frames"):
+            frames.check(data)
 
 
 def test_operation_that_stores_nothing_is_noticed(monkeypatch):

@@ -110,6 +110,7 @@ class Backplane:
         self._on_pci = not slots.mmio
         #: Transports in the order of their devices, by name.
         self.virtio: dict[str, VirtioPci | VirtioMmio] = {}
+        self._mmio: list[VirtioMmio] = []
         self.edu: list[Edu] = []
         self.pci: PciHost | None = self._make_pci(ram_end) if slots.pci else None
 
@@ -157,6 +158,7 @@ class Backplane:
         line = self._line(name, irq, True)
         transport = VirtioMmio(device, line, self._memory, self._ring, self._services, self._doorbells)
         self.virtio[name] = transport
+        self._mmio.append(transport)
         mapping = self._bus.map(base, layout.VIRTIO_SIZE, transport, name=name)
         transport.place(base)
         transport.answer_directly(mapping)
@@ -175,6 +177,10 @@ class Backplane:
         assert self.pci is not None
         function.name = name
         self.pci.add(function)
+
+    def has_unacknowledged(self) -> bool:
+        """Whether a virtio-mmio device told the guest something, by a pulse, that it has not acknowledged."""
+        return any(transport.reasons for transport in self._mmio)
 
     def close(self) -> None:
         """End every device and give back what the host gave. No vCPU runs any more.

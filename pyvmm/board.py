@@ -75,7 +75,7 @@ class Board:
         self._closers: list[Callable[[], object]] = []
         self.threads: list[VcpuThread] = []
         self._input: ConsoleInput | None = None
-        self._suspension = Suspension()
+        self._suspension = Suspension(self._has_unacknowledged)
         self._sbi_input = SbiInput(self._input_room)
         self.bus = Bus()
         self.memory = GuestMemory()
@@ -273,6 +273,9 @@ class Board:
     @time.setter
     def time(self, ticks: int) -> None:
         self.vcpus[0].set_reg(regs.timer("time"), ticks)
+
+    def _has_unacknowledged(self) -> bool:
+        return self.backplane is not None and self.backplane.has_unacknowledged()
 
     def _suspend(self) -> None:
         """The hart whose thread this is called on goes to sleep with the whole machine."""

@@ -14,6 +14,7 @@ import threading
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Protocol
 
     from pyvmm.devices.base import IrqLine
@@ -31,17 +32,21 @@ if TYPE_CHECKING:
 class Suspension:
     """Parks the vCPU that asked for it. ``wake`` and ``release`` come from any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, pending: Callable[[], bool]) -> None:
+        """``pending()``: whether the guest has yet to look at what was told it by a pulse, which is gone."""
+        self._pending = pending
         self._lock = threading.Lock()  # a leaf but for the parking of vCPUs
         self._asleep: Hart | None = None
         self._released = False
         self._asserted: set[int] = set()  # wires that are high
 
     def begin(self, hart: Hart) -> None:
-        """Let ``hart`` sleep until woken; not at all while a wire is high. On its own thread."""
+        """Let ``hart`` sleep until woken; not at all while an interrupt is there. On its own thread."""
         with self._lock:
-            if not (self._released or self._asserted):
-                self._asleep = hart
+            self._asleep = hart  # first: what is told by a pulse from now on wakes
+            if self._released or self._asserted or self._pending():
+                self._asleep = None
+            else:
                 hart.park(self)
 
     def wire(self, number: int, level: bool) -> None:

@@ -79,6 +79,14 @@ def test_suspend_returns_at_once_while_an_interrupt_is_asserted(run, clock):
     assert it.output == b"awake\n"
 
 
+def test_suspend_returns_at_once_while_a_pulse_has_not_been_acknowledged(run):
+    it = run([suspend(), *prints(b"awake\n")], rng=[""], virtio_transport="mmio")
+    [transport] = it.machine.prepare().backplane.virtio.values()
+    transport.queue_interrupt(0)
+    assert it().reason == outcome.POWEROFF
+    assert it.output == b"awake\n"
+
+
 @pytest.mark.parametrize("console", ["serial", "sbi"])
 def test_key_wakes_a_suspended_guest(run, console):
     it = run([suspend()], console=console)
@@ -87,6 +95,31 @@ def test_key_wakes_a_suspended_guest(run, console):
     happens(sleeping)
     os.write(it.keys, b"x")
     assert it().reason == outcome.POWEROFF
+
+
+# Interrupts
+
+
+def test_plic_takes_a_virtio_mmio_device_by_its_edges(run):
+    it = run(rng=[""], virtio_transport="mmio", irqchip="plic")
+    board = it.machine.prepare()
+    [transport] = board.backplane.virtio.values()
+    source, claim = layout.VIRTIO_IRQ, layout.PLIC_BASE + 0x20_0004
+    board.bus.write(layout.PLIC_BASE + 4 * source, 4, 1)
+    board.bus.write(layout.PLIC_BASE + 0x2000 + source // 32 * 4, 4, 1 << source % 32)
+    transport.queue_interrupt(0)
+    assert board.bus.read(claim, 4) == source
+    transport.queue_interrupt(0)  # told already, and not acknowledged: no edge
+    board.bus.write(claim, 4, source)
+    assert board.bus.read(claim, 4) == 0
+    transport.config_interrupt()
+    assert board.bus.read(claim, 4) == source
+    transport.write(0x64, 4, 3)  # InterruptACK
+    transport.queue_interrupt(0)  # an edge while the source is claimed
+    assert board.bus.read(claim, 4) == 0
+    board.bus.write(claim, 4, source)
+    assert board.bus.read(claim, 4) == source
+    assert it.kernel.vm.vcpus[0].interrupts == [True, False] * 3
 
 
 # Console input

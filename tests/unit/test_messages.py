@@ -44,7 +44,7 @@ def make_line(vm, routing, loop):
     made = []
 
     def make():
-        made.append(KernelMsiLine(vm, routing, loop, Suspension()))
+        made.append(KernelMsiLine(vm, routing, loop, Suspension(lambda: False)))
         made[-1].program(PAGE, 10)
         return made[-1]
 

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
+import threading
+
 import pytest
 from fakes.lines import RecordingLine
+from fakes.threads import happens
 
 from pyvmm.suspend import Suspension, WakingLine
 
@@ -19,8 +22,14 @@ class FakeHart:
 
 
 @pytest.fixture
-def suspension():
-    return Suspension()
+def told():
+    """What the guest was told by pulses and has not acknowledged."""
+    return []
+
+
+@pytest.fixture
+def suspension(told):
+    return Suspension(lambda: bool(told))
 
 
 @pytest.fixture
@@ -62,6 +71,32 @@ def test_waking_twice_wakes_once(suspension, hart):
 def test_wire_that_is_high_already_keeps_it_awake(suspension, line, hart):
     line.set(True)
     suspension.begin(hart)
+    assert not hart.reasons
+
+
+def test_pulse_that_was_not_acknowledged_keeps_it_awake(suspension, told, hart):
+    told.append("queue")
+    suspension.begin(hart)
+    assert not hart.reasons
+    told.clear()
+    suspension.begin(hart)
+    assert hart.reasons
+
+
+def test_pulse_that_comes_while_it_looks_wakes(hart):
+    class Line(RecordingLine):
+        def pulse(self):
+            pulsed.set()
+
+    def look():
+        device.start()
+        happens(pulsed)
+        return False
+
+    pulsed, suspension = threading.Event(), Suspension(look)
+    device = threading.Thread(target=WakingLine(Line(7), suspension).pulse)
+    suspension.begin(hart)
+    device.join()
     assert not hart.reasons
 
 

@@ -6,7 +6,8 @@ The driver's notifications are stores to QUEUE_NOTIFY, each queue's value caught
 The wire is taken by its edges: it pulses whenever a bit of INTERRUPT_STATUS becomes set. So to acknowledge is
 only to clear bits, and the two registers are a word for which _native_status.c can answer, too
 (``mmio.direct``). A bit that is set already needs no pulse: the driver has still to acknowledge it, and looks
-at its queues after that.
+at its queues after that. A guest that takes the wire by its level, against what the device tree says, sees no
+interrupt.
 """
 
 from __future__ import annotations

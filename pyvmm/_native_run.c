@@ -7,10 +7,10 @@
 // left to Python: other reasons, a trace, stores that were noted down and come first, an access to where there is no
 // device, a bus that changed at this very moment.
 //
-// The GIL is held but inside of KVM_RUN, and for accesses that are answered directly (pyvmm/mmio/direct.py): by a
-// function in C, which has all it needs. It is not taken for these at all. Whatever is called may let go of it for a while, so what was borrowed
-// before is used afterwards only if something here keeps it: the function object keeps the tuple it is bound to,
-// `table` is a reference of its own, and neither tuple ever changes.
+// The GIL is held but inside of KVM_RUN, and for accesses that are answered directly (pyvmm/mmio/direct.py), by a
+// function in C that has all it needs. Whatever is called with the GIL may let go of it for a while, so what was
+// borrowed before is used afterwards only if something here keeps it: the function object keeps the tuple it is bound
+// to, `table` is a reference of its own, and neither tuple ever changes.
 //
 // The kernel writes the run page inside of KVM_RUN only. Of what is in there the guest chooses the address, which is
 // compared and nothing else, the data, the direction, and the length, of which only 1, 2, 4 and 8 are taken. It is
@@ -40,7 +40,8 @@ struct ring_page {
 	uint32_t first, last;
 };
 
-// The following two are `_Direct` and `_Directs` of pyvmm/mmio/direct.py.
+// The following two are `_Direct` and `_Directs` of pyvmm/mmio/direct.py. With them, too, the number in the name of
+// pyvmm_runner_3 must change.
 
 // Answers an access of `length` bytes: 1, or 0 when it is left to Python with nothing changed. From any vCPU's
 // thread, several at once, without the GIL.
@@ -58,6 +59,7 @@ struct directs {
 	uint64_t count;
 	struct direct all[];
 };
+_Static_assert(sizeof(struct direct) == 40 && offsetof(struct directs, all) == 24, "_Direct, _Directs");
 
 typedef int ioctl_function(int fd, unsigned long request, ...);
 
@@ -73,7 +75,7 @@ struct vcpu {
 };
 
 // Places in what the bus publishes, and in a way. With these, or with what `run` is bound to, the number in the name
-// of pyvmm_runner_2 must change: then a module that was built before is not taken for one that fits.
+// of pyvmm_runner_3 must change: then a module that was built before is not taken for one that fits.
 enum { BASES, LASTS, WAYS, MAPPINGS, PLACES };
 enum { ACQUIRE, RELEASE, READ, WRITE, READERS, WRITERS, COUNTER };
 
@@ -325,7 +327,7 @@ static PyObject *run(PyObject *bound, PyObject *Py_UNUSED(nothing))
 }
 
 // Called with the GIL (PyDLL). The function keeps what it is bound to, and the garbage collector sees both.
-PyObject *pyvmm_runner_2(PyObject *bound)
+PyObject *pyvmm_runner_3(PyObject *bound)
 {
 	static PyMethodDef method = { "run", run, METH_NOARGS, NULL };
 

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from pyvmm.kvm.vcpu import Vcpu
     from pyvmm.mmio.bus import Bus
 
-_MAKER = "pyvmm_runner_2"
+#: The C function, whose number changes with what is given to it.
+MAKER = "pyvmm_runner_3"
 
 
 def runner(
@@ -41,7 +42,7 @@ def runner(
     (``pyvmm.shortcut``). For the vCPU's own thread.
     """
     ioctl = vcpu.kernel.run_address()
-    make = native.maker(_MAKER)
+    make = native.maker(MAKER)
     if not ioctl or make is None:
         return None
     # As _native_run.c's `run` takes it apart.

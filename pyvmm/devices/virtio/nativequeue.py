@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from pyvmm.devices.virtio.split import SplitQueue
     from pyvmm.memory import GuestMemory
 
-_MAKER = "pyvmm_queue_1"
-_FRAMES_MAKER = "pyvmm_frames_1"
+MAKER = "pyvmm_queue_1"
+FRAMES_MAKER = "pyvmm_frames_1"
 
 
 class _Shared(ctypes.Structure):
@@ -114,7 +114,7 @@ class NativeQueue:
         names = "pop", "complete", "complete_all", "should_interrupt", "pause_notify", "resume_notify"
         for name, function in zip(names, make(bound), strict=True):
             setattr(self, name, function)
-        make_frames = native.maker(_FRAMES_MAKER)
+        make_frames = native.maker(FRAMES_MAKER)
         self.frames: Frames | None = None if make_frames is None else _NativeFrames(make_frames(bound))
 
     def close(self) -> None:
@@ -135,5 +135,5 @@ class NativeQueue:
 
 def in_c(twin: PackedQueue | SplitQueue, memory: GuestMemory, setup: QueueSetup) -> Virtqueue:
     """The queue that does in C what ``twin`` does; ``twin`` itself where that cannot be."""
-    make = native.maker(_MAKER)
+    make = native.maker(MAKER)
     return twin if make is None else NativeQueue(twin, memory, setup, make)

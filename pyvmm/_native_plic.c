@@ -197,6 +197,20 @@ int pyvmm_plic_drive(struct plic *plic, uint32_t number, int level)
 	return plic_unlock(plic);
 }
 
+int pyvmm_plic_pulse(struct plic *plic, uint32_t number)
+{
+	uint32_t word = number / 64;
+	uint64_t bit = plic_bit(number);
+	int rises;
+
+	pthread_mutex_lock(&plic->lock);
+	rises = !(plic->level[word] & bit);
+	plic->level[word] &= ~bit;
+	if (rises)
+		plic_request(plic, word, bit);
+	return plic_unlock(plic);
+}
+
 // Returns the number, or the errno made negative.
 int pyvmm_plic_claim(struct plic *plic, uint32_t context)
 {

@@ -108,7 +108,7 @@ class Aplic(RegisterDevice):
     def line(self, number: int) -> InputLine:
         """The wire of source ``number``. Raises BusError when there is no such source."""
         check_source(self.NAME, number, self._sources)
-        return InputLine(number, self._drive)
+        return InputLine(number, self._drive, self._pulse)
 
     def reset(self) -> None:
         """Power-on state: every source inactive. The wires stay as they are."""
@@ -158,6 +158,12 @@ class Aplic(RegisterDevice):
             self._pending |= self._rectified() & bit & self._edges
             self._follow_level(bit)
             self._notify()
+
+    def _pulse(self, number: int) -> None:
+        try:
+            self._drive(number, True)
+        finally:
+            self._drive(number, False)
 
     def _follow_level(self, bit: int) -> None:
         """The pending bit of a level-sensitive source is a copy of its rectified input."""

@@ -11,13 +11,15 @@ if TYPE_CHECKING:
 
 
 class InputLine:
-    """One input of a controller (protocol ``IrqLine``). ``drive(number, level)`` is the controller's."""
+    """One input of a controller (protocol ``IrqLine``), whose ``drive(number, level)`` and ``pulse(number)``
+    do the work."""
 
-    __slots__ = ("_drive", "number")
+    __slots__ = ("_drive", "_pulse", "number")
 
-    def __init__(self, number: int, drive: Callable[[int, bool], None]) -> None:
+    def __init__(self, number: int, drive: Callable[[int, bool], None], pulse: Callable[[int], None]) -> None:
         self.number = number
         self._drive = drive
+        self._pulse = pulse
 
     def set(self, level: bool) -> None:
         """Drive the level. Idempotent."""
@@ -25,8 +27,7 @@ class InputLine:
 
     def pulse(self) -> None:
         """One rising edge: high, then low."""
-        self._drive(self.number, True)
-        self._drive(self.number, False)
+        self._pulse(self.number)
 
 
 def check_source(controller: str, number: int, sources: int) -> None:

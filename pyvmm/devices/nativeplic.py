@@ -19,7 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_ANSWER = "pyvmm_plic_answer_1"
+ANSWER = "pyvmm_plic_answer_1"
 _BITS = ctypes.c_uint64 * 16
 
 
@@ -79,9 +79,10 @@ class NativePlicCore:
         #: each with that of what it wants.
         self.answer, self.answer_enable = (
             (ctypes.cast(library[name], ctypes.c_void_p).value or 0, ctypes.addressof(self._shared))
-            for name in (_ANSWER, "pyvmm_plic_answer_enable")
+            for name in (ANSWER, "pyvmm_plic_answer_enable")
         )
         self._drive = library["pyvmm_plic_drive"]
+        self._pulse = library["pyvmm_plic_pulse"]
         self._claim = library["pyvmm_plic_claim"]
         self._complete = library["pyvmm_plic_complete"]
         self._set_edge = library["pyvmm_plic_set_edge"]
@@ -111,6 +112,10 @@ class NativePlicCore:
     def drive(self, number: int, level: bool) -> None:
         """See Core."""
         _check(self._drive(self._plic, number, level))
+
+    def pulse(self, number: int) -> None:
+        """See Core."""
+        _check(self._pulse(self._plic, number))
 
     def claim(self, context: int) -> int:
         """See Core."""

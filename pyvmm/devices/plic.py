@@ -17,7 +17,8 @@ before they become bits, and each register access costs a few operations on 1024
 a device holds high interrupts the guest forever, but nobody else.
 
 Behind the registers is a core: ``PlicCore`` or, where the native module was built, its twin in C, whose
-claims and completions the run loop answers without coming here (docs/adr/0019).
+claims and completions, and loads of enable bits, the run loop answers without coming here
+(docs/adr/0019).
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ MAX_CONTEXTS = 15872
 class Plic(RegisterDevice):
     """Sources 1 to ``core.sources``; one context a hart.
 
-    Lock order: device, then this one, which is the core's.
+    Lock order: device, then this one, which is the core's, then the one that a core in C has besides.
     """
 
     NAME = "plic"
@@ -74,7 +75,7 @@ class Plic(RegisterDevice):
         check_source(self.NAME, number, self._core.sources)
         if edge:
             self._core.set_edge(number)
-        return InputLine(number, self._core.drive)
+        return InputLine(number, self._core.drive, self._core.pulse)
 
     def reset(self) -> None:
         """Power-on state. The wires stay as they are: a level that is high is pending again."""

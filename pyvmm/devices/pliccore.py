@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     class Core(Protocol):
         """What is behind the registers and the wires of a PLIC.
 
-        ``lock`` is the device's. It is held around all but ``drive``, which any thread may call without it.
+        ``lock`` is the device's. It is held around all but ``drive`` and ``pulse``, which any thread may call
+        without it.
         Contexts, words of 32 bits and numbers are such as there are, but in ``complete``. Whatever may change
         an output may raise KvmError.
         """
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
         def drive(self, number: int, level: bool) -> None:
             """Set the wire of a source. Idempotent."""
+
+        def pulse(self, number: int) -> None:
+            """Set the wire high, unless it is, and then low, in one step."""
 
         def set_edge(self, number: int) -> None:
             """Take the source by its rising edge from now on."""
@@ -126,6 +130,15 @@ class PlicCore:
                 return
             self._level ^= bit
             if level:
+                self._request(bit)
+
+    def pulse(self, number: int) -> None:
+        """See Core."""
+        bit = 1 << number
+        with self.lock:
+            rises = not self._level & bit
+            self._level &= ~bit
+            if rises:
                 self._request(bit)
 
     def _request(self, bit: int) -> None:

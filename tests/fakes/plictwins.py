@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from fakes.lines import RecordingSignal
-from fakes.plic import CoreInC
+from fakes.plic import CoreInC, answer_directly
 
 from pyvmm.devices.plic import Plic
 from pyvmm.devices.pliccore import PlicCore
@@ -54,7 +54,7 @@ class Guest:
             answer = getattr(self, name)(*arguments)
             self.seen.append((name, answer, self.plic.state(), list(self.signal.calls)))
         words = [self.plic.read(PENDING + 4 * word, 4) for word in range(32)]
-        words += [self.plic.read(ENABLE + 4 * word, 4) for word in range(32 * (MOST_HARTS + 1))]
+        words += [self._enabled(4 * word) for word in range(32 * (MOST_HARTS + 1))]
         return self.seen, words, self.plic.odd
 
     def drive(self, index, level):
@@ -74,6 +74,9 @@ class Guest:
     def complete(self, offset, length, number):
         self.plic.write(CLAIM + offset, length, number)
 
+    def _enabled(self, offset):
+        return self.plic.read(ENABLE + offset, 4)
+
     def complete_claimed(self, context):
         if self.claimed:
             self.complete(STRIDE * context, 4, self.claimed.pop(0))
@@ -91,15 +94,19 @@ class AnsweredDirectly(Guest):
     """As the run loop does it: what the C leaves alone goes to Python."""
 
     def claim(self, offset, length):
-        number = self.core.answer_directly(offset, length, False, 0)
+        number = answer_directly(*self.core.answer, offset, length, False, 0)
         if number is None:
             return super().claim(offset, length)
         self.claimed.append(number)
         return number
 
     def complete(self, offset, length, number):
-        if self.core.answer_directly(offset, length, True, number) is None:
+        if answer_directly(*self.core.answer, offset, length, True, number) is None:
             super().complete(offset, length, number)
+
+    def _enabled(self, offset):
+        word = answer_directly(*self.core.answer_enable, offset, 4, False, 0)
+        return super()._enabled(offset) if word is None else word
 
 
 def check(make: Make, steps: list[tuple[object, ...]]) -> None:

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import errno
+
 import pytest
 from fakes.lines import RecordingSignal
 
 from pyvmm.devices.aplic import Aplic
-from pyvmm.errors import BusError
+from pyvmm.errors import BusError, KvmError
 
 DOMAINCFG, SOURCECFG, SETIP, SETIPNUM, IN_CLRIP, CLRIPNUM = 0x0, 0x4, 0x1C00, 0x1CDC, 0x1D00, 0x1DDC
 SETIE, SETIENUM, CLRIE, CLRIENUM, SETIPNUM_LE, SETIPNUM_BE = 0x1E00, 0x1EDC, 0x1F00, 0x1FDC, 0x2000, 0x2004
@@ -321,3 +323,20 @@ def test_restored_state_signals_the_harts_and_goes_on(guest):
     assert other.signal.asserted == {0, 1}
     other.aplic.line(3).set(True)
     assert (other.signal.asserted, other.claim(0)) == ({0}, 4 << 16 | 7)
+
+
+def test_pulse_that_fails_leaves_the_wire_low():
+    def signal(hart, asserted):
+        if broken and asserted:
+            raise KvmError("KVM_INTERRUPT", errno.EIO)
+
+    broken = [True]
+    aplic = Aplic(signal, sources=7, harts=1)
+    for offset, value in [(DOMAINCFG, 1 << 8), (SOURCECFG + 4 * 2, EDGE1), (SETIENUM, 3), (IDELIVERY, 1)]:
+        aplic.write(offset, 4, value)
+    with pytest.raises(KvmError):
+        aplic.line(3).pulse()
+    broken.clear()
+    assert aplic.read(CLAIMI, 4) >> 16 == 3
+    aplic.line(3).pulse()
+    assert aplic.read(CLAIMI, 4) >> 16 == 3

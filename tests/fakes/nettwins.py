@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import select
 import socket
-from contextlib import ExitStack, suppress, closing
+from contextlib import ExitStack, closing, suppress
 from typing import NamedTuple
 
 from fakes.tap import FakeTap

@@ -584,7 +584,7 @@ class TestResets:
         # Closing the rig closes guest memory, which refuses while a view of it is alive.
 
     def test_kick_after_the_end_does_nothing(self, slow):
-        queue = slow.core._session.queues[0]
+        queue = slow.core.session.queues[0]
         slow.reset()
         slow.device.on_kick(queue)
 

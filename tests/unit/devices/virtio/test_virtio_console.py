@@ -752,7 +752,7 @@ def test_watches_do_not_pile_up_in_a_session(guest, clients, path):
         client.close()
         guest.rig.loop.run()
         guest.told()
-    assert len(guest.rig.core._session._watches) == len(guest.rig.doorbells) + 1
+    assert len(guest.rig.core.session._watches) == len(guest.rig.doorbells) + 1
 
 
 def test_descriptors_are_all_given_back(path, clients):

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from pyvmm.devices.console.ports import Port, Screen
     from pyvmm.devices.settings import Setting, Settings
-    from pyvmm.devices.virtio.session import ActiveQueue, Services, Session
+    from pyvmm.devices.virtio.device import Services
+    from pyvmm.devices.virtio.session import ActiveQueue, Session
 
     After = Callable[[], None] | None
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     from pyvmm.devices.base import Doorbell
-    from pyvmm.devices.virtio.device import VirtioDevice
-    from pyvmm.devices.virtio.session import ActiveQueue, Services, Session
+    from pyvmm.devices.virtio.device import Services, VirtioDevice
+    from pyvmm.devices.virtio.session import ActiveQueue, Session
     from pyvmm.memory import GuestMemory
     from pyvmm.mmio.regs import State
     from pyvmm.ring import Ring

@@ -16,7 +16,7 @@ from pyvmm.devices.disk.image import DiskImage
 from pyvmm.devices.settings import parse
 from pyvmm.devices.virtio import blk
 from pyvmm.devices.virtio.blk import Blk
-from pyvmm.devices.virtio.session import Services
+from pyvmm.devices.virtio.device import Services
 from pyvmm.errors import ConfigError
 from pyvmm.eventloop import EventLoop
 from pyvmm.workers import WorkerThreads

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from pyvmm.devices.pci.function import PciFunction
     from pyvmm.devices.pci.host import PciHost
     from pyvmm.devices.settings import Settings
+    from pyvmm.devices.virtio.device import Services
     from pyvmm.devices.virtio.mmio import VirtioMmio
     from pyvmm.devices.virtio.pci import VirtioPci
-    from pyvmm.devices.virtio.session import Services
     from pyvmm.devicetree import Tree
     from pyvmm.memory import GuestMemory
     from pyvmm.mmio.bus import Bus

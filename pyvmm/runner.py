@@ -270,5 +270,4 @@ class VcpuThread:
         self._on_end(end)
 
     def _hung(self, why: str) -> None:
-
         self._end(Outcome(outcome.HUNG, f"the guest cannot go on: {why}", detail=dump.registers(self.vcpu)))

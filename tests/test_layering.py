@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may import whom (docs/architecture.md), and what the run path must not load."""
+"""Who may import whom (docs/architecture.md), what is private, and what the run path must not load."""
 
 import ast
 import subprocess
@@ -98,6 +98,13 @@ MAY_IMPORT = {
 # The command line and the pytest plugin sit on top and may use everything; so may the package's front door.
 TOP = {"cli", "pytest_plugin", "testing", "__init__", "__main__"}
 
+# Private attributes of others that are used all the same: there is no other way to it, or it is ours.
+FOREIGN = {
+    "terminal.py": {"os._exit"},
+    "testing/session.py": {"config._pyvmm_session"},
+    "unixlistener.py": {"self._socket._accept"},
+}
+
 # Slow to import on an emulated RISC-V host, where a second of start-up is all there is.
 HEAVY = {
     "argparse", "asyncio", "contextlib", "dataclasses", "enum", "heapq", "inspect", "json", "logging",
@@ -167,6 +174,36 @@ def imports_of(path):
                 yield unit
 
 
+def own_private_names(tree):
+    """What the classes of a module keep to themselves: the classes of one module know each other."""
+    for owner in ast.walk(tree):
+        if isinstance(owner, ast.ClassDef):
+            for node in ast.walk(owner):
+                if isinstance(node, ast.FunctionDef):
+                    yield node.name
+                elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and of_itself(node):
+                    yield node.attr
+
+
+def of_itself(node):
+    return ast.unparse(node.value) in {"self", "cls", "super()", "type(self)"}
+
+
+def foreign_private_accesses(path):
+    """Uses of attributes that are private to another module, as the file writes them."""
+    tree = ast.parse(path.read_text())
+    own = set(own_private_names(tree))
+    return {
+        ast.unparse(node)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and node.attr.startswith("_")
+        and not node.attr.startswith("__")
+        and node.attr not in own
+        and not of_itself(node)
+    }
+
+
 UNITS = {unit_of(path) for path in PACKAGE.rglob("*.py")}
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if unit_of(path) not in TOP)
 
@@ -180,6 +217,11 @@ def test_module_imports_only_what_its_layer_may(path):
 
 def test_every_unit_has_a_place_in_the_table():
     assert {unit_of(path) for path in SOURCES} == set(MAY_IMPORT)
+
+
+def test_no_module_uses_what_is_private_to_another():
+    found = {str(path.relative_to(PACKAGE)): foreign_private_accesses(path) for path in PACKAGE.rglob("*.py")}
+    assert {name: accesses for name, accesses in found.items() if accesses} == FOREIGN
 
 
 def test_running_a_guest_loads_nothing_heavy():

@@ -14,9 +14,9 @@ from pyvmm.errors import MachineError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pyvmm.devices.base import After, Doorbells, IrqLine
+    from pyvmm.devices.virtio.device import Services
     from pyvmm.devices.virtio.mmio import VirtioMmio
     from pyvmm.devices.virtio.powerkey import PowerKey
-    from pyvmm.devices.virtio.session import Services
     from pyvmm.fdt import Node
     from pyvmm.memory import GuestMemory
 

@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pyvmm.mmio.register import Register
-    from pyvmm.mmio.regs import After, Reader, RegisterDevice, Writer
+    from pyvmm.mmio.regs import After, Places, Reader, RegisterDevice, Writer
 
 
-def reader(device: RegisterDevice, offset: int, size: int) -> Reader:
-    """What a load of ``size`` bytes at ``offset`` calls; ``device._odd_read`` when no register is there."""
-    found: Reader = device._odd_read
-    for register, index, lane in device._find(offset, size, "r"):
+def reader(device: RegisterDevice, places: Places, size: int, otherwise: Reader) -> Reader:
+    """What a load of ``size`` bytes calls that reaches ``places``; ``otherwise`` when there are none."""
+    found = otherwise
+    for register, index, lane in places:
         found = _banked_reader(device, register, _reader(device, register, index, lane, size), found)
     return found
 
 
-def writer(device: RegisterDevice, offset: int, size: int) -> Writer:
-    """What a store of ``size`` bytes at ``offset`` calls; ``device._odd_write`` when no register is there."""
-    found: Writer = device._odd_write
-    for register, index, lane in device._find(offset, size, "w"):
+def writer(device: RegisterDevice, places: Places, size: int, otherwise: Writer) -> Writer:
+    """What a store of ``size`` bytes calls that reaches ``places``; ``otherwise`` when there are none."""
+    found = otherwise
+    for register, index, lane in places:
         found = _banked_writer(device, register, _writer(device, register, index, lane, size), found)
     return found
 

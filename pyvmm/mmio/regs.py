@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     #: Accesses that were compiled, by ``offset << 4 | size``.
     Readers = dict[int, Reader]
     Writers = dict[int, Writer]
+    #: What an access reaches: (register, index, lane), one without ``when`` first.
+    Places = list[tuple[Register, int, int]]
     #: What a device saves: register and attribute names to numbers and (nested) lists of them.
     State = dict[str, object]
 
@@ -163,8 +165,8 @@ class RegisterDevice:
     def _count(self, register: Register) -> int:
         return self._counts.get(register.name, register.count)
 
-    def _find(self, offset: int, size: int, direction: str) -> list[tuple[Register, int, int]]:
-        """(register, index, lane) of every register there; one without ``when`` comes first."""
+    def _find(self, offset: int, size: int, direction: str) -> Places:
+        """Every register there."""
         found = []
         for first, last, register in self._spans:
             if first <= offset <= last and direction in register.access:
@@ -187,7 +189,7 @@ class RegisterDevice:
     def _build_reader(self, offset: int, size: int) -> Reader:
         from pyvmm.mmio import regaccess
 
-        return regaccess.reader(self, offset, size)
+        return regaccess.reader(self, self._find(offset, size, "r"), size, self._odd_read)
 
     def _compile_writer(self, offset: int, size: int) -> Writer:
         writer = self._build_writer(offset, size)
@@ -198,7 +200,7 @@ class RegisterDevice:
     def _build_writer(self, offset: int, size: int) -> Writer:
         from pyvmm.mmio import regaccess
 
-        return regaccess.writer(self, offset, size)
+        return regaccess.writer(self, self._find(offset, size, "w"), size, self._odd_write)
 
     def _odd_read(self) -> int:
         self.odd += 1

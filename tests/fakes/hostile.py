@@ -19,9 +19,10 @@ from fakes.transports import MMIO_BASE, OnMmio, OnPci
 
 from pyvmm.devices.edu import Edu
 from pyvmm.devices.virtio import bits
+from pyvmm.devices.virtio.device import Services
 from pyvmm.devices.virtio.mmio import VirtioMmio
 from pyvmm.devices.virtio.pci import VirtioPci
-from pyvmm.devices.virtio.session import Services, Session
+from pyvmm.devices.virtio.session import Session
 from pyvmm.memory import ANONYMOUS, DEVICE, MEMFD, READ_ONLY, GuestMemory
 from pyvmm.mmio.bus import Bus
 from pyvmm.ring import Ring

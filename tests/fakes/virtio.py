@@ -10,7 +10,7 @@ from fakes.loop import FakeLoop, FakeWorkers
 
 from pyvmm.devices.virtio import bits
 from pyvmm.devices.virtio.core import VirtioCore
-from pyvmm.devices.virtio.session import Services
+from pyvmm.devices.virtio.device import Services
 from pyvmm.memory import GuestMemory
 from pyvmm.ring import Ring
 

@@ -13,7 +13,7 @@ from fakes.virtio import Rig
 from pyvmm.devices.disk.image import DiskImage
 from pyvmm.devices.virtio import blk
 from pyvmm.devices.virtio.blk import Blk
-from pyvmm.devices.virtio.session import Services
+from pyvmm.devices.virtio.device import Services
 from pyvmm.eventloop import EventLoop
 from pyvmm.gate import Gate
 from pyvmm.pausing import Pausing

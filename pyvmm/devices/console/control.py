@@ -31,7 +31,7 @@ def hear(device: Console, queue: ActiveQueue) -> None:
     for chain in queue.chains():
         message = gather(chain.readable, _MESSAGE.size)
         queue.complete(chain, 0)
-        if device._multiport and len(message) == _MESSAGE.size:
+        if device.multiport and len(message) == _MESSAGE.size:
             _obey(device, *_MESSAGE.unpack(message))
         else:
             device.odd += 1
@@ -39,43 +39,43 @@ def hear(device: Console, queue: ActiveQueue) -> None:
 
 def _obey(device: Console, number: int, event: int, value: int) -> None:
     if event == _DEVICE_READY:
-        for index, port in enumerate(device._ports):
-            device._to_tell[index] |= TELL_ADD if value and port is not None else 0
+        for index, port in enumerate(device.ports):
+            device.to_tell[index] |= TELL_ADD if value and port is not None else 0
         return
-    port = device._ports[number] if number < len(device._ports) else None
+    port = device.ports[number] if number < len(device.ports) else None
     if port is None:
         device.odd += 1
     elif event == _PORT_READY:
         _port_ready(device, number, port, bool(value))
     elif event == _PORT_OPEN:
-        device._guest_open[number] = bool(value)
+        device.guest_open[number] = bool(value)
         port.guest_opened(bool(value))
     else:
         device.odd += 1
 
 
 def _port_ready(device: Console, number: int, port: Port, ready: bool) -> None:
-    device._to_tell[number] = 0
-    if ready and port is device._console:
-        device._to_tell[number] = TELL_CONSOLE | TELL_OPEN | (TELL_RESIZE if device._columns else 0)
+    device.to_tell[number] = 0
+    if ready and port is device.screen_port:
+        device.to_tell[number] = TELL_CONSOLE | TELL_OPEN | (TELL_RESIZE if device.columns else 0)
     elif ready:
-        device._to_tell[number] = TELL_NAME | TELL_OPEN
-        if not device._ready[number]:
-            device._attach(number, port)
-    elif device._ready[number] and port is not device._console:
+        device.to_tell[number] = TELL_NAME | TELL_OPEN
+        if not device.ready[number]:
+            device.attach(number, port)
+    elif device.ready[number] and port is not device.screen_port:
         port.detach()
-    device._ready[number] = ready
+    device.ready[number] = ready
 
 
 def tell(device: Console, queue: ActiveQueue) -> None:
     """Send what there is to be told, as far as the driver has buffers for it in ``queue``."""
-    for number, port in enumerate(device._ports):
-        while port is not None and device._to_tell[number]:
+    for number, port in enumerate(device.ports):
+        while port is not None and device.to_tell[number]:
             chain = next_chain(queue)
             if chain is None:
                 return
-            bit = (device._to_tell[number] & -device._to_tell[number]).bit_length() - 1
-            device._to_tell[number] &= ~(1 << bit)
+            bit = (device.to_tell[number] & -device.to_tell[number]).bit_length() - 1
+            device.to_tell[number] &= ~(1 << bit)
             queue.complete(chain, scatter(chain.writable, _message(device, number, port, _EVENTS[bit])))
             if _EVENTS[bit] == _PORT_OPEN:
                 port.announced()
@@ -86,5 +86,5 @@ def _message(device: Console, number: int, port: Port, event: int) -> bytes:
     if event == _PORT_NAME:
         return header + port.name.encode()
     if event == _RESIZE:
-        return header + _SIZE.pack(device._columns, device._rows)
+        return header + _SIZE.pack(device.columns, device.rows)
     return header

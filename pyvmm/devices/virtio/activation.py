@@ -24,18 +24,18 @@ if TYPE_CHECKING:
 def begin(core: VirtioCore, positions: Sequence[dict[str, int]] | None = None) -> None:
     """Begin a session. ``positions``: where each queue stands, which begins anew otherwise."""
     session = Session(
-        core._services,
+        core.services,
         core.lock,
-        core._memory,
+        core.memory,
         core.driver_features,
-        interrupt=core._interrupts.queue_interrupt,
+        interrupt=core.interrupts.queue_interrupt,
         call_fd=partial(_call_fd, core),
-        fail=core._fail,
+        fail=core.fail,
     )
-    core._session = session
+    core.session = session
     session.on_kick = core.kicked
     session.queues = tuple(
-        ActiveQueue(session, index, doorbell.fd) for index, doorbell in enumerate(core._doorbells)
+        ActiveQueue(session, index, doorbell.fd) for index, doorbell in enumerate(core.doorbells)
     )
     for queue in session.queues:
         if queue.index in core.device.at_once and bits.has(session.features, bits.F_EVENT_IDX):
@@ -56,7 +56,7 @@ def make_ring(core: VirtioCore, queue: ActiveQueue) -> None:
     """Put the ring of ``queue`` where the driver wants it. Inside the session."""
     queue.setup = setup = _setup(core, queue.index)
     queue.size = setup.size
-    queue.ring = make_queue(core._memory, core._ring, setup)
+    queue.ring = make_queue(core.memory, core.ring, setup)
 
 
 def _setup(core: VirtioCore, index: int) -> QueueSetup:
@@ -76,21 +76,21 @@ def _setup(core: VirtioCore, index: int) -> QueueSetup:
 
 def _call_fd(core: VirtioCore, index: int) -> int:
     """An eventfd that interrupts for an offloaded queue: the transport's, or one that we listen to."""
-    line = core._interrupts.queue_line(index)
+    line = core.interrupts.queue_line(index)
     if line is not None:
         return line
-    if index in core._calls:  # offloaded again, after a reset of the queue
-        return core._calls[index]
-    session = core._session
+    if index in core.calls:  # offloaded again, after a reset of the queue
+        return core.calls[index]
+    session = core.session
     assert session is not None
-    fd = core._calls[index] = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+    fd = core.calls[index] = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def on_call(_events: int) -> None:
         try:
             os.eventfd_read(fd)
         except BlockingIOError:
             return
-        core._interrupts.queue_interrupt(index)
+        core.interrupts.queue_interrupt(index)
 
     session.watch(fd, on_call)
     return fd

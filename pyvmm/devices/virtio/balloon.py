@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     from pyvmm.devices.settings import Setting, Settings
     from pyvmm.devices.virtio.chain import Chain
-    from pyvmm.devices.virtio.session import ActiveQueue, Services, Session
+    from pyvmm.devices.virtio.device import Services
+    from pyvmm.devices.virtio.session import ActiveQueue, Session
     from pyvmm.memory import GuestMemory
 
 F_STATS_VQ, F_DEFLATE_ON_OOM, F_PAGE_POISON, F_REPORTING = 1, 2, 4, 5

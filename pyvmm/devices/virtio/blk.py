@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
     from pyvmm.devices.disk.image import DiskImage
     from pyvmm.devices.settings import Settings
-    from pyvmm.devices.virtio.session import ActiveQueue, Services, Session
+    from pyvmm.devices.virtio.device import Services
+    from pyvmm.devices.virtio.session import ActiveQueue, Session
     from pyvmm.mmio.regs import State
 
     Job = Callable[[], None]

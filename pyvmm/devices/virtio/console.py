@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from pyvmm.devices.console.ports import Port, Screen
     from pyvmm.devices.settings import Setting, Settings
-    from pyvmm.devices.virtio.session import ActiveQueue, Services, Session
+    from pyvmm.devices.virtio.device import Services
+    from pyvmm.devices.virtio.session import ActiveQueue, Session
 
     After = Callable[[], None] | None
 
@@ -65,7 +66,7 @@ class Console(VirtioDevice):
         "file": path("append what the guest writes to this file"),
     }
     POSITIONAL = ("name",)
-    STATE = ("_ready", "_guest_open", "_to_tell", "_heard")
+    STATE = ("ready", "guest_open", "to_tell", "_heard")
 
     COLS = Reg(0, 16, access="r", on_read="_read_cols", sizes=(1, 2))
     ROWS = Reg(2, 16, access="r", on_read="_read_rows", sizes=(1, 2))
@@ -85,12 +86,14 @@ class Console(VirtioDevice):
         self._screen = screen
         if screen is not None:
             self.at_once = (_SCREEN_OUT,)
-        self._console = ScreenPort(screen, on_room) if screen is not None else None
-        self._ports: tuple[Port | None, ...] = (self._console, *ports)
+        # For ``console.control``, which is a part of this, and so is what ``reset`` sets:
+        self.screen_port = ScreenPort(screen, on_room) if screen is not None else None
+        self.ports: tuple[Port | None, ...] = (self.screen_port, *ports)
+        self.columns = self.rows = 0
+
         self._kicks = self._what_kicks_do()
         self._owned: Sequence[Port] = ()
         self._session: Session | None = None
-        self._columns = self._rows = 0
         self.reset()
 
     @classmethod
@@ -119,29 +122,29 @@ class Console(VirtioDevice):
     def reset(self) -> None:
         """See RegisterDevice. The size of the screen stays, and so do the ports' host ends."""
         super().reset()
-        count = len(self._ports)
-        self._ready = [False] * count
-        self._guest_open = [False] * count
-        self._to_tell = [0] * count
+        count = len(self.ports)
+        self.ready = [False] * count
+        self.guest_open = [False] * count
+        self.to_tell = [0] * count
 
     @property
     def _heard(self) -> bool:
-        return self._console is not None and self._console.heard
+        return self.screen_port is not None and self.screen_port.heard
 
     @_heard.setter
     def _heard(self, heard: bool) -> None:
-        if self._console is not None:
-            self._console.heard = heard
+        if self.screen_port is not None:
+            self.screen_port.heard = heard
 
     def _restored(self) -> None:
-        for port, is_open in zip(self._ports, self._guest_open, strict=True):
+        for port, is_open in zip(self.ports, self.guest_open, strict=True):
             if port is not None:
                 port.guest_open = is_open
 
     def offered(self) -> int:
         """See VirtioDevice."""
         features = bits.feature_set(F_SIZE, F_EMERG_WRITE) if self._screen is not None else 0
-        return features | (len(self._ports) > 1) << F_MULTIPORT
+        return features | (len(self.ports) > 1) << F_MULTIPORT
 
     def acceptable(self, features: int) -> bool:
         """See VirtioDevice. A driver that knows of port 0 only can do nothing without it."""
@@ -150,13 +153,13 @@ class Console(VirtioDevice):
     # Configuration space
 
     def _read_cols(self) -> int:
-        return self._columns
+        return self.columns
 
     def _read_rows(self) -> int:
-        return self._rows
+        return self.rows
 
     def _read_max_nr_ports(self) -> int:
-        return len(self._ports)
+        return len(self.ports)
 
     def _write_emerg_wr(self, value: int) -> After:
         return self._screen.write(bytes((value & 0xFF,))) if self._screen is not None else None
@@ -168,7 +171,7 @@ class Console(VirtioDevice):
 
         After less than all, ``on_room`` tells when to offer the rest. On the loop's thread.
         """
-        return self._console.receive(data) if self._console is not None else 0
+        return self.screen_port.receive(data) if self.screen_port is not None else 0
 
     def send_break(self) -> bool:
         """The first half of SysRq; False when there was no room. On the loop's thread."""
@@ -177,11 +180,11 @@ class Console(VirtioDevice):
     def resize(self, columns: int, rows: int) -> None:
         """The screen has this many characters now, up to 65535 each way. Callable from any thread."""
         with self.lock:
-            if (columns, rows) == (self._columns, self._rows):
+            if (columns, rows) == (self.columns, self.rows):
                 return
-            self._columns, self._rows = columns, rows
+            self.columns, self.rows = columns, rows
             self.config_changed()
-            if self._ready[0]:
+            if self.ready[0]:
                 self._tell_soon(0, TELL_RESIZE)
 
     # The driver's side
@@ -189,33 +192,34 @@ class Console(VirtioDevice):
     def activate(self, session: Session) -> None:
         """See VirtioDevice."""
         self._session = session
-        if self._console is not None:
-            self._console.attach(session, session.queues[0], session.queues[1], lambda: None)
-            if self._columns and not self._multiport:
+        if self.screen_port is not None:
+            self.screen_port.attach(session, session.queues[0], session.queues[1], lambda: None)
+            if self.columns and not self.multiport:
                 self.config_changed()  # Linux looks at the size only then
-        for number, port in enumerate(self._ports):
-            if self._ready[number] and port is not None and port is not self._console:
+        for number, port in enumerate(self.ports):
+            if self.ready[number] and port is not None and port is not self.screen_port:
                 self._go_on(session, number, port)
 
     def _go_on(self, session: Session, number: int, port: Port) -> None:
         """From a saved state: the driver knows the port, but not who is at its host end now."""
-        self._attach(number, port)
+        self.attach(number, port)
         session.post(lambda: self._tell_soon(number, TELL_OPEN))
 
     @property
-    def _multiport(self) -> bool:
+    def multiport(self) -> bool:
+        """The driver knows of named ports, and talks about them."""
         return self._session is not None and bits.has(self._session.features, F_MULTIPORT)
 
     def finish(self) -> None:
         """See VirtioDevice. Linux's ports do not wait for what was written to them to be taken."""
-        for port in self._ports:
+        for port in self.ports:
             if port is not None:
                 port.finish()
 
     def stop(self) -> None:
         """See VirtioDevice."""
         self._session = None
-        for port in self._ports:
+        for port in self.ports:
             if port is not None:
                 port.detach()
 
@@ -226,7 +230,7 @@ class Console(VirtioDevice):
     def _what_kicks_do(self) -> tuple[Callable[[], None], ...]:
         """What to do for each queue. They come in pairs, the second of which is for control."""
         kicks: list[Callable[[], None]] = []
-        for port in self._ports:
+        for port in self.ports:
             kicks += (_nothing, _nothing) if port is None else (port.work_input, port.work_output)
         kicks[_CONTROL_IN:_CONTROL_IN] = self._tell, self._hear
         return tuple(kicks)
@@ -242,9 +246,10 @@ class Console(VirtioDevice):
         pair = queue.index // 2
         if pair == _CONTROL_IN // 2:
             return None
-        return self._ports[pair - 1 if pair else 0]
+        return self.ports[pair - 1 if pair else 0]
 
-    def _attach(self, number: int, port: Port) -> None:
+    def attach(self, number: int, port: Port) -> None:
+        """The driver knows ``port`` now: give it its queues."""
         session = self._session
         if session is not None:
             first = 2 * number + 2
@@ -261,12 +266,12 @@ class Console(VirtioDevice):
         self._tell()
 
     def _tell_soon(self, number: int, flags: int) -> None:
-        self._to_tell[number] |= flags
+        self.to_tell[number] |= flags
         if self._session is not None:
             self._session.post(self._tell)
 
     def _tell(self) -> None:
-        if self._session is not None and self._multiport:
+        if self._session is not None and self.multiport:
             from pyvmm.devices.console import control
 
             control.tell(self, self._session.queues[_CONTROL_IN])

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     from pyvmm.devices.base import Doorbell
-    from pyvmm.devices.virtio.device import VirtioDevice
-    from pyvmm.devices.virtio.session import ActiveQueue, Services, Session
+    from pyvmm.devices.virtio.device import Services, VirtioDevice
+    from pyvmm.devices.virtio.session import ActiveQueue, Session
     from pyvmm.memory import GuestMemory
     from pyvmm.mmio.regs import State
     from pyvmm.ring import Ring
@@ -70,15 +70,17 @@ class VirtioCore:
         self.lock = device.lock
         self.odd = 0
         self.broken = ""
-        self._interrupts = interrupts
-        self._memory = memory
-        self._ring = ring
-        self._services = services
-        self._doorbells = doorbells
-        self._calls: dict[int, int] = {}  # queue index -> eventfd of an offloaded queue without a line
-        self._session: Session | None = None
         self.registers = [QueueRegisters(size) for size in device.queue_sizes]
         self._none = QueueRegisters(0)
+        # For ``activation`` and ``corestate``, which are parts of this, and for nobody else:
+        self.interrupts = interrupts
+        self.memory = memory
+        self.ring = ring
+        self.services = services
+        self.doorbells = doorbells
+        self.calls: dict[int, int] = {}  # queue index -> eventfd of an offloaded queue without a line
+        self.session: Session | None = None
+
         device.listen(self._config_changed)
         self._clear()
 
@@ -148,7 +150,7 @@ class VirtioCore:
 
     def reset(self) -> After:
         """Back to power-on. Returns what must be waited for before the driver may reuse its memory."""
-        session, self._session = self._session, None
+        session, self.session = self.session, None
         if session is not None and session.alive and session.handed_over:
             session.enter(self.device.finish)
         self._clear()
@@ -205,7 +207,7 @@ class VirtioCore:
             self.odd += 1
             return
         queue.enabled = True
-        session = self._session
+        session = self.session
         if session is not None and session.alive:  # it comes back after a reset of its own
             from pyvmm.devices.virtio import activation
 
@@ -221,7 +223,7 @@ class VirtioCore:
             return None
         index = self.queue_select
         queue.reset()
-        session = self._session
+        session = self.session
         if session is None:
             return None
         active = session.queues[index]
@@ -235,7 +237,7 @@ class VirtioCore:
 
     def notify(self, index: int) -> None:
         """A doorbell that the kernel did not catch. On a vCPU's thread."""
-        session = self._session
+        session = self.session
         if session is None or index >= len(session.queues):
             self.odd += 1
         elif index not in self.device.at_once:
@@ -245,7 +247,7 @@ class VirtioCore:
 
     def place_doorbells(self, where: Callable[[int], int | None]) -> None:
         """Have the kernel catch the stores that notify; ``where`` gives the address for a queue."""
-        for index, doorbell in enumerate(self._doorbells):
+        for index, doorbell in enumerate(self.doorbells):
             if index not in self.device.at_once:
                 doorbell.place(where(index))
 
@@ -262,20 +264,21 @@ class VirtioCore:
 
     def _drop_calls(self) -> None:
         """Close the eventfds we listened to. After the session ended and the device stopped."""
-        for fd in self._calls.values():
+        for fd in self.calls.values():
             os.close(fd)
-        self._calls.clear()
+        self.calls.clear()
 
-    def _fail(self, reason: str) -> None:
+    def fail(self, reason: str) -> None:
+        """The driver broke the rules. Called by the session, which ends."""
         self.broken = reason
         self.status |= bits.NEEDS_RESET
         if self.status & bits.DRIVER_OK:
-            self._interrupts.config_interrupt()
+            self.interrupts.config_interrupt()
 
     def _config_changed(self) -> None:
         self.generation = self.generation + 1 & 0xFF
         if self.status & bits.DRIVER_OK:
-            self._interrupts.config_interrupt()
+            self.interrupts.config_interrupt()
 
     def close(self) -> None:
         """End the device's life with the machine's. Without the lock."""
@@ -288,7 +291,7 @@ class VirtioCore:
     def describe_queues(self) -> list[dict[str, int | bool]]:
         """Where every queue is, and how it is doing. Call with the lock held."""
         found: list[dict[str, int | bool]] = []
-        active = self._session.queues if self._session is not None else ()
+        active = self.session.queues if self.session is not None else ()
         for index, queue in enumerate(self.registers):
             entry: dict[str, int | bool] = {name: getattr(queue, name) for name in QueueRegisters.NAMES}
             if index < len(active):
@@ -296,7 +299,8 @@ class VirtioCore:
             found.append(entry)
         return found
 
-    _STATE = (
+    #: The plain numbers in ``state()``, attributes by the same names.
+    NUMBERS = (
         "status",
         "device_feature_select",
         "driver_feature_select",
@@ -305,7 +309,7 @@ class VirtioCore:
         "generation",
     )
     #: The names in ``state()``.
-    STATE = (*_STATE, "queues", "rings", "device")
+    STATE = (*NUMBERS, "queues", "rings", "device")
 
     def state(self) -> State:
         """Everything the driver set, as plain data. Call with the lock held and no chain in flight.

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 def saved(core: VirtioCore) -> State:
     """See ``VirtioCore.state``."""
-    state: State = {name: getattr(core, name) for name in core._STATE}
+    state: State = {name: getattr(core, name) for name in core.NUMBERS}
     state["queues"] = [queue.state() for queue in core.registers]
-    session = core._session
+    session = core.session
     rings = [queue.ring for queue in session.queues] if session is not None and session.alive else []
     state["rings"] = [ring.state() if ring is not None else {} for ring in rings]
     state["device"] = core.device.state()
@@ -45,7 +45,7 @@ def _checked(
     core: VirtioCore, state: State
 ) -> tuple[dict[str, int], list[dict[str, int]], list[dict[str, int]], State]:
     """Numbers, queues, rings and the device's own, in their form. Raises ConfigError."""
-    numbers = _numbers_of({name: state[name] for name in core._STATE}, core._STATE)
+    numbers = _numbers_of({name: state[name] for name in core.NUMBERS}, core.NUMBERS)
     queues, rings = _tables_of(state["queues"]), _tables_of(state["rings"])
     device, count = state["device"], len(core.registers)
     if (
@@ -69,7 +69,7 @@ def _resume(core: VirtioCore, rings: list[dict[str, int]]) -> None:
     except (KeyError, IndexError):
         core.reset()
         raise _damaged(core) from None
-    session = core._session
+    session = core.session
     assert session is not None
     for queue in session.queues:
         if session.alive and queue.ring is not None and not queue.offloaded:

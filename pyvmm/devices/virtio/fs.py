@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     from pyvmm.devices.settings import Settings
     from pyvmm.devices.vhost.virtiofsd import Virtiofsd
-    from pyvmm.devices.virtio.session import ActiveQueue, Services, Session
+    from pyvmm.devices.virtio.device import Services
+    from pyvmm.devices.virtio.session import ActiveQueue, Session
 
 MAX_TAG = 36
 REQUEST_QUEUES = 1  # of virtiofsd; the first queue is for requests that must not wait

@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pyvmm.devices.base import Doorbells, IrqLine
-    from pyvmm.devices.virtio.device import VirtioDevice
-    from pyvmm.devices.virtio.session import Services
+    from pyvmm.devices.virtio.device import Services, VirtioDevice
     from pyvmm.fdt import Node
     from pyvmm.memory import GuestMemory
     from pyvmm.mmio.bus import Mapping

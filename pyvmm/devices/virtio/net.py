@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from pyvmm.devices.net.ends import HostEnd
     from pyvmm.devices.net.vhostnet import VhostNet
     from pyvmm.devices.settings import Settings
-    from pyvmm.devices.virtio.session import ActiveQueue, Services, Session
+    from pyvmm.devices.virtio.device import Services
+    from pyvmm.devices.virtio.session import ActiveQueue, Session
     from pyvmm.mmio.regs import State
 
     class PairWorker(Protocol):

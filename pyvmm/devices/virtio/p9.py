@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
     from pyvmm.devices.settings import Settings
     from pyvmm.devices.virtio.chain import Chain
-    from pyvmm.devices.virtio.session import ActiveQueue, Services, Session
+    from pyvmm.devices.virtio.device import Services
+    from pyvmm.devices.virtio.session import ActiveQueue, Session
 
 MOUNT_TAG = 0  # feature bit
 MAX_TAG = 32

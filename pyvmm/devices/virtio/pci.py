@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 
     from pyvmm.devices.base import Doorbells
     from pyvmm.devices.pci.capability import MsiLines
-    from pyvmm.devices.virtio.device import VirtioDevice
-    from pyvmm.devices.virtio.session import Services
+    from pyvmm.devices.virtio.device import Services, VirtioDevice
     from pyvmm.memory import GuestMemory
     from pyvmm.mmio.regs import State
     from pyvmm.ring import Ring

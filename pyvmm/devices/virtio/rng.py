@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from pyvmm.devices.base import Timer
     from pyvmm.devices.settings import Settings
-    from pyvmm.devices.virtio.session import ActiveQueue, Services, Session
+    from pyvmm.devices.virtio.device import Services
+    from pyvmm.devices.virtio.session import ActiveQueue, Session
 
 _QUEUE_SIZE = 64
 _AT_ONCE = 64 << 10  # bytes

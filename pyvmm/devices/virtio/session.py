@@ -15,7 +15,6 @@ from __future__ import annotations
 import os
 import threading
 
-from pyvmm.devices.virtio.device import Services
 from pyvmm.errors import GuestAccessError
 from pyvmm.lean import deque, partial
 
@@ -26,14 +25,13 @@ if TYPE_CHECKING:
 
     from pyvmm.devices.base import Timer, Watch
     from pyvmm.devices.virtio.chain import Chain
+    from pyvmm.devices.virtio.device import Services
     from pyvmm.devices.virtio.pacing import LateInterrupts, Pace
     from pyvmm.devices.virtio.queue import QueueSetup, Virtqueue
     from pyvmm.memory import GuestMemory
 
     T = TypeVar("T")
 
-
-__all__ = ["ActiveQueue", "Services", "Session"]
 
 # A chain can have 4 GiB, of which the used ring's 32 bits cannot tell.
 _MOST_WRITTEN = 0xFFFF_FFFF

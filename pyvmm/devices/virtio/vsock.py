@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from typing import ClassVar
 
     from pyvmm.devices.settings import Settings
-    from pyvmm.devices.virtio.session import ActiveQueue, Services, Session
+    from pyvmm.devices.virtio.device import Services
+    from pyvmm.devices.virtio.session import ActiveQueue, Session
 
 NODE = "/dev/vhost-vsock"
 VSOCK_SET_GUEST_CID, VSOCK_SET_RUNNING = 0x4008_AF60, 0x4004_AF61

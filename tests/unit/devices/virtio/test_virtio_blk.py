@@ -16,7 +16,7 @@ from pyvmm.devices.disk.image import DiskImage
 from pyvmm.devices.settings import parse
 from pyvmm.devices.virtio import blk
 from pyvmm.devices.virtio.blk import Blk
-from pyvmm.devices.virtio.session import Services
+from pyvmm.devices.virtio.device import Services
 from pyvmm.errors import ConfigError
 from pyvmm.eventloop import EventLoop
 from pyvmm.workers import WorkerThreads
@@ -584,7 +584,7 @@ class TestResets:
         # Closing the rig closes guest memory, which refuses while a view of it is alive.
 
     def test_kick_after_the_end_does_nothing(self, slow):
-        queue = slow.core._session.queues[0]
+        queue = slow.core.session.queues[0]
         slow.reset()
         slow.device.on_kick(queue)
 

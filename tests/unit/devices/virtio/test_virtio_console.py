@@ -752,7 +752,7 @@ def test_watches_do_not_pile_up_in_a_session(guest, clients, path):
         client.close()
         guest.rig.loop.run()
         guest.told()
-    assert len(guest.rig.core._session._watches) == len(guest.rig.doorbells) + 1
+    assert len(guest.rig.core.session._watches) == len(guest.rig.doorbells) + 1
 
 
 def test_descriptors_are_all_given_back(path, clients):
@@ -989,8 +989,8 @@ def test_state_goes_over_to_a_device_of_the_same_make(rig, tmp_path):
     other = Console(None, [FilePort("agent", str(tmp_path / "file"))])
     other.load_state(state)
     assert other.state() == state
-    assert other._ports[1].guest_open
-    other._ports[1].close()
+    assert other.ports[1].guest_open
+    other.ports[1].close()
 
 
 # What the user may say
@@ -1004,8 +1004,8 @@ def test_setting_names_a_socket_or_a_file(path, tmp_path):
     for text, kind in ((f"agent,unix={path}", UnixPort), (f"log.1,file={tmp_path}/a:b=c", FilePort)):
         Console.check(said(text))
         device = Console.open(said(text), None)
-        assert isinstance(device._ports[1], kind)
-        assert device._ports[1].name == text.partition(",")[0]
+        assert isinstance(device.ports[1], kind)
+        assert device.ports[1].name == text.partition(",")[0]
         device.close()
     assert (tmp_path / "a:b=c").exists()
     assert not os.path.exists(path)

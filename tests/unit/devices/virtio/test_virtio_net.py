@@ -68,7 +68,7 @@ class NetRig(Rig):
         readv, writev = os.readv, os.writev
         monkeypatch.setattr(os, "readv", lambda *call: reads.append(call) or readv(*call))
         monkeypatch.setattr(os, "writev", lambda *call: writes.append(call) or writev(*call))
-        for queue in self.core._session.queues[:2]:
+        for queue in self.core.session.queues[:2]:
             if queue.ring.frames is not None:
                 monkeypatch.setattr(queue.ring, "frames", CountedFrames(queue.ring.frames, reads, writes))
         return reads, writes
@@ -362,7 +362,7 @@ class TestReceive:
         for _ in range(2):
             rig.drivers[RX].add_chain([], [1] * netpair._MOST_VIEWS, indirect=True)
         rig.kick(RX)
-        assert rig.core._session.queues[RX].in_flight == {PLAIN: 1, NATIVE: 0}[backend]
+        assert rig.core.session.queues[RX].in_flight == {PLAIN: 1, NATIVE: 0}[backend]
         for number in range(2):
             rig.arrive(frame(100, number))
         assert rig.received() == [bytes(10) + b"\x01\x00" + frame(100, number) for number in range(2)]
@@ -430,7 +430,7 @@ class TestInC:
             bytes(10) + b"\x01\x00" + frame(60)
         )
         assert in_python == []
-        assert rig.core._session.queues[RX].in_flight == 0
+        assert rig.core.session.queues[RX].in_flight == 0
 
     def test_buffer_that_is_none_is_not_but_the_next_one_is(self, make, in_python):
         rig = make()
@@ -448,7 +448,7 @@ class TestInC:
         while not rig.drivers[TX].in_flight:
             rig.send(HEADER, frame(1500))
             rig.drivers[TX].collect()
-        assert rig.core._session.queues[TX].in_flight == 0
+        assert rig.core.session.queues[TX].in_flight == 0
         assert rig.device._workers[0]._held is None
 
 

@@ -10,8 +10,8 @@ from fakes.virtio import Rig, make_services
 from pyvmm.devices.console.ports import Port
 from pyvmm.devices.virtio.chain import total
 from pyvmm.devices.virtio.console import Console
+from pyvmm.devices.virtio.device import Services
 from pyvmm.devices.virtio.pacing import BUSY, SOON
-from pyvmm.devices.virtio.session import Services
 from pyvmm.gate import Gate
 
 TX, CONTROL_OUT, TX1 = 1, 3, 5

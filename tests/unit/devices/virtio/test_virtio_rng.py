@@ -152,7 +152,7 @@ class TestResets:
 
     def test_kick_after_the_end_does_nothing(self, make_rig):
         rig = make_rig()
-        queue = rig.core._session.queues[0]
+        queue = rig.core.session.queues[0]
         rig.reset()
         rig.device.on_kick(queue)
 

@@ -292,7 +292,7 @@ class Board:
         if self._serial is not None and "mmio" in trace.kinds:
             self._serial.close()
         if "mmio" in trace.kinds:
-            self.bus.direct.stop()
+            self.bus.direct.stop(trace)
         for thread in self.threads:
             exittrace.install(thread, self.bus, self._sbi, trace)
 

@@ -290,7 +290,7 @@ class Board:
         from pyvmm import exittrace
 
         if self._serial is not None and "mmio" in trace.kinds:
-            self._serial.close()
+            self._serial.stop(trace)
         if "mmio" in trace.kinds:
             self.bus.direct.stop(trace)
         for thread in self.threads:

@@ -620,6 +620,24 @@ def test_trace_goes_on_after_a_reboot(run):
     assert len(it.trace) == 1
 
 
+def test_trace_that_is_off_stays_off_after_a_reboot_and_can_be_switched_on(run):
+    it = run(trace="mmio")
+    toggle = call(lambda vcpu: it.machine.toggle_trace())
+    look = mmio_read(LSR, 1)
+    it.kernel.scripts = {0: [then(it, look, toggle, look, look), look, toggle, look, reset()]}
+    it()
+    assert len(it.trace) == 3
+
+
+def test_trace_that_is_switched_during_a_reboot_is_the_next_guests(run):
+    it = run(trace="mmio")
+    look = mmio_read(LSR, 1)
+    it.kernel.scripts = {0: [then(it, look, look), look, reset()]}
+    it.on_note = lambda text: it.machine.toggle_trace() if text == "the guest reboots" else None
+    it()
+    assert len(it.trace) == 1
+
+
 def test_mark_comes_after_what_was_traced_before(run):
     it = run(trace="mmio")
     mark = call(lambda vcpu: it.machine.mark_trace("the disk"))

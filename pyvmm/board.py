@@ -80,6 +80,7 @@ class Board:
         self.bus = Bus()
         self.memory = GuestMemory()
         self._sbi = Sbi(self.memory, output.write, self._sbi_input.take, self._suspend)
+        self._untrace: list[Callable[[], None]] = []  # what ends showing exits, while they are shown
         self._uart: Uart8250 | None = None
         self._serial: SerialShortcut | None = None
         self._power: PowerButton | None = None
@@ -230,11 +231,11 @@ class Board:
             VcpuThread(vcpu, self.bus, self._sbi, self._serial, on_end=on_end, on_error=on_error)
             for vcpu in self.vcpus
         ]
-        if self._trace is not None:
-            self.trace_exits(self._trace)
 
     def start(self) -> None:
         """Begin to run the guest. The other harts' threads wait in KVM until the guest starts them."""
+        if self._trace is not None:
+            self.trace_exits(self._trace)
         self.listen(True)
         for thread in self.threads:
             thread.start()
@@ -289,15 +290,24 @@ class Board:
         self._power.press()
 
     def trace_exits(self, trace: Trace) -> None:
-        """Show exits from now on. Every store to the serial port is one then."""
-        from pyvmm import exittrace
+        """Show exits from now on, every access to a device among them, or no more: as ``trace.enabled`` says.
 
-        if self._serial is not None and "mmio" in trace.kinds:
-            self._serial.close()
-        if "mmio" in trace.kinds:
-            self.bus.direct.stop()
-        for thread in self.threads:
-            exittrace.install(thread, self.bus, self._sbi, trace)
+        Idempotent. For one trace, and one thread at a time.
+        """
+        if not trace.enabled:
+            while self._untrace:
+                self._untrace.pop()()
+        elif not self._untrace:
+            from pyvmm import exittrace
+
+            if "mmio" in trace.kinds:
+                self.bus.direct.stop(trace)
+                self._untrace.append(partial(self.bus.direct.resume, trace))
+                if self._serial is not None:
+                    self._serial.stop(trace)
+                    self._untrace.append(partial(self._serial.resume, trace))
+            for thread in self.threads:
+                self._untrace.append(exittrace.install(thread, self.bus, self._sbi, trace))
 
     def _post(self, task: Callable[[], None]) -> None:
         """Run ``task`` on a vCPU's thread."""

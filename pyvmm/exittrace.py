@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exits as the trace shows them: replaces entries in a vCPU thread's table of exit handlers.
 
-A guest pays for this only once it is installed: every traced exit then costs a register read, to say where
+A guest pays for this only while it is installed: every traced exit then costs a register read, to say where
 the guest was.
 """
 
@@ -12,19 +12,23 @@ from pyvmm.sbi import call_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pyvmm.mmio.bus import Bus
     from pyvmm.runner import VcpuThread
     from pyvmm.sbi import Sbi
     from pyvmm.trace import Trace
 
 
-def install(thread: VcpuThread, bus: Bus, sbi: Sbi, trace: Trace) -> None:
-    """Show the kinds of exits that ``trace`` is for. Safe while the thread runs."""
+def install(thread: VcpuThread, bus: Bus, sbi: Sbi, trace: Trace) -> Callable[[], None]:
+    """Show the kinds of exits that ``trace`` is for; returns what ends that. Safe while the thread runs."""
+    before = dict(thread.handlers)
     traced = _Traced(thread, bus, sbi, trace)
     if "mmio" in trace.kinds:
         thread.handlers[uapi.KVM_EXIT_MMIO] = traced.mmio
     if "sbi" in trace.kinds:
         thread.handlers[uapi.KVM_EXIT_RISCV_SBI] = traced.sbi
+    return lambda: thread.handlers.update(before)
 
 
 class _Traced:

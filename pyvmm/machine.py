@@ -7,8 +7,9 @@ exists while a guest's reboot replaces the board.
 ``end`` may be called from any of them, also from a signal handler. What can be asked of a guest that runs,
 from any other thread, is in ``pyvmm.steering``.
 
-Lock order, outermost first: steering, device, interrupt controller. The machine's own lock is a leaf. Nothing
-but steering waits for another thread while it holds a lock.
+Lock order, outermost first: steering, device, interrupt controller. The machine's own lock is a leaf but for
+what a trace stops (the serial port's shortcut, direct answers). Nothing but steering waits for another thread
+while it holds a lock.
 """
 
 from __future__ import annotations
@@ -260,12 +261,14 @@ class Machine(Steering):
 
     def toggle_trace(self) -> None:
         """Switch the trace off or on; the first time, start one of MMIO and SBI."""
-        board = self._board
-        if self.trace is not None:
-            self.trace.enabled = not self.trace.enabled
-        elif board is not None:
-            self.trace = self._make_trace(("mmio", "sbi"))
-            board.trace_exits(self.trace)
+        with self._state:  # a board that is being started is told before or after
+            board, trace = self._board, self.trace
+            if trace is not None:
+                trace.enabled = not trace.enabled
+            elif board is not None:
+                trace = self.trace = self._make_trace(("mmio", "sbi"))
+            if board is not None and trace is not None:
+                board.trace_exits(trace)
 
     def _make_trace(self, kinds: tuple[str, ...]) -> Trace:
         from pyvmm.trace import Trace

@@ -83,7 +83,9 @@ class SerialShortcut:
             bytes(LAST + 1) if self._refused else ring_page(self._address)
         )
         self._ring: CoalescedRing | None = None
+        self._watchers: set[object] = set()
         self._zone = self._asked = False
+        self._looks = False  # whether a look is to come; of the loop's thread alone
         self._stored = self._seen = self._idle = 0
         uart.on_busy = partial(loop.call_soon, self._begin)
         uart.on_status = self._status
@@ -111,7 +113,7 @@ class SerialShortcut:
 
     def _begin(self) -> None:
         with self._lock:
-            if self._zone or self._refused:
+            if self._zone or self._refused or self._watchers:
                 return
             try:
                 self._ring = self._ring or self._open_ring()
@@ -122,6 +124,9 @@ class SerialShortcut:
             self._zone = True
             self._idle = 0
             self._uart.on_send = self._pace
+            if self._looks:
+                return  # the last zone went a moment ago, and its next look is this one's
+            self._looks = True
         self._loop.call_later(TICK, self._look)
 
     def _open_ring(self) -> CoalescedRing:
@@ -139,6 +144,7 @@ class SerialShortcut:
         """Once a tick: see to stores that have been in the ring for a tick, and to the end of the zone."""
         with self._lock:
             if not self._zone:
+                self._looks = False
                 return
             stored = self._stored
             if stored != self._seen:  # so what is in the ring came after the last look
@@ -150,6 +156,7 @@ class SerialShortcut:
                 self._idle += 1
                 if self._idle == _IDLE_TICKS:
                     self._end_zone()
+                    self._looks = False
                     return
         self._loop.call_later(TICK, self._look)
 
@@ -177,9 +184,18 @@ class SerialShortcut:
         if self._waiting():
             self._ask()
 
-    def close(self) -> None:
-        """Let every store exit from now on. Idempotent; any thread."""
+    def stop(self, watcher: object) -> None:
+        """Let every store exit from now on: ``watcher`` wants to see them. Idempotent; any thread."""
         with self._lock:
-            self._refused = True
+            self._watchers.add(watcher)
             if self._zone:
                 self._end_zone()
+
+    def resume(self, watcher: object) -> None:
+        """Once no other watcher is left, much output makes a zone again. Idempotent; any thread."""
+        with self._lock:
+            self._watchers.discard(watcher)
+
+    def close(self) -> None:
+        """Let every store exit until the end. Idempotent; any thread."""
+        self.stop(self)

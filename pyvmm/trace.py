@@ -33,13 +33,14 @@ class Trace:
         self._counts: dict[tuple[str, str], int] = {}
 
     def line(self, source: str, name: str, text: str) -> None:
-        """One event of ``source`` (``cpu0``, ``irq``) about ``name`` (``uart.THR``)."""
+        """One event of ``source`` (``cpu0``, ``irq``) about ``name`` (``uart.THR``). Not while disabled."""
+        if not self.enabled:
+            return
         device = name.partition(".")[0]
         key = (device, text.partition(" ")[0])
         with self._lock:
             self._counts[key] = self._counts.get(key, 0) + 1
-        if self.enabled:
-            self._emit(f"[{self._uptime():12.6f}] {source:<6} {name} {text}")
+        self._emit(f"[{self._uptime():12.6f}] {source:<6} {name} {text}")
 
     def mark(self, text: str) -> None:
         """A line that is no event: what follows in the trace happened later."""

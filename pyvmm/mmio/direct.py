@@ -10,6 +10,7 @@ there is no native module, and while exits are traced.
 from __future__ import annotations
 
 import ctypes
+import threading
 
 from pyvmm.errors import BusError
 
@@ -50,6 +51,9 @@ class DirectAnswers:
 
     def __init__(self) -> None:
         self._shared = _Directs(first=_NO_ADDRESS)
+        self._first = _NO_ADDRESS  # what is shared while nobody watches
+        self._lock = threading.Lock()
+        self._watchers: set[object] = set()
         self._kept: list[object] = []
         self.address = ctypes.addressof(self._shared)
 
@@ -65,10 +69,27 @@ class DirectAnswers:
         counter = ctypes.addressof(accesses)
         self._shared.all[count] = _Direct(where.base, where.last, function, context, counter)
         self._kept.append(accesses)
-        self._shared.first = min(self._shared.first, where.base)
+        self._first = min(self._first, where.base)
         self._shared.last = max(self._shared.last, where.last)
         self._shared.count = count + 1
+        self._share_first()
 
-    def stop(self) -> None:
-        """Leave all accesses to Python from now on: somebody wants to see them."""
-        self._shared.first = _NO_ADDRESS
+    def stop(self, watcher: object) -> None:
+        """Leave all accesses to Python from now on: ``watcher`` wants to see them. Idempotent; any thread."""
+        with self._lock:
+            self._watchers.add(watcher)
+            self._share_first()
+
+    def resume(self, watcher: object) -> None:
+        """Go on once no other watcher is left. Idempotent; any thread."""
+        with self._lock:
+            self._watchers.discard(watcher)
+            self._share_first()
+
+    def _share_first(self) -> None:
+        """The one thing that changes while vCPUs run, whose threads look at any moment.
+
+        Where Python stores it byte by byte they may see a mixture of the two, which is no less than the real
+        one: then some accesses are left to Python.
+        """
+        self._shared.first = _NO_ADDRESS if self._watchers else self._first

@@ -323,11 +323,12 @@ class Happening:
         machine.status.set_bits(self.argument)
 
     def _trace(self, machine, vcpu):
-        machine.bus.direct.stop()
+        machine.bus.direct.stop(machine)
         machine.thread.handlers[uapi.KVM_EXIT_MMIO] = machine.traced
 
     def _no_trace(self, machine, vcpu):
         machine.thread.handlers[uapi.KVM_EXIT_MMIO] = machine.own
+        machine.bus.direct.resume(machine)
 
     def _post(self, machine, vcpu):
         machine.thread.post(lambda: machine.log.append("posted"))

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 from fakes.guests import DBCN, IER, LSR, THR, idle
-from fakes.kernel import mmio_read, mmio_write, sbi
+from fakes.kernel import call, mmio_read, mmio_write, sbi
+from fakes.native import needs_native
 
 from pyvmm import layout
+from pyvmm.devices.virtio.mmio import VirtioMmio
 from pyvmm.kvm import uapi
 
 ENTRY = layout.RAM_BASE + 0x20_0000
+INTERRUPT_STATUS = layout.VIRTIO_BASE + 0x60
+VIRTIO_MMIO = {"rng": [""], "virtio_transport": "mmio"}
 
 
 def shown(it):
@@ -86,3 +90,45 @@ def test_nothing_is_read_from_the_vcpu_while_there_is_no_trace(run):
     before = it.kernel.calls.count("KVM_GET_ONE_REG")
     it()
     assert it.kernel.calls.count("KVM_GET_ONE_REG") == before
+
+
+# What is answered without Python while there is no trace
+
+
+def test_register_that_c_answers_is_shown(run):
+    it = run([mmio_read(INTERRUPT_STATUS, 4)] * 2, trace="mmio", **VIRTIO_MMIO)
+    it()
+    assert [line.split()[1:3] for line in shown(it)] == [["rng0.INTERRUPT_STATUS", "read"]] * 2
+    assert answers(it) == [0, 0]
+
+
+@needs_native
+@pytest.mark.parametrize("trace", ["", "mmio"])
+def test_register_is_answered_by_c_while_the_trace_is_off(run, monkeypatch, trace):
+    asked = []
+    monkeypatch.setattr(VirtioMmio, "_read_interrupt_status", lambda device: asked.append(device) or 0)
+    it = run(trace=trace, **VIRTIO_MMIO)
+    toggle = call(lambda vcpu: it.machine.toggle_trace())
+    look = mmio_read(INTERRUPT_STATUS, 4)
+    rounds = [toggle, look, look, toggle, look, look, look] * 2
+    it.kernel.scripts = {0: rounds[3:] if trace else rounds}
+    board = it.machine.prepare()
+    (thread,) = board.threads
+    it()
+    shown_looks, looks = (2, 8) if trace else (4, 10)
+    assert (len(shown(it)), len(asked)) == (shown_looks, shown_looks)
+    assert board.bus.accesses()["rng0"] == thread.exits[uapi.KVM_EXIT_MMIO] == looks
+    assert it.machine.trace.summary() == [f"rng0             {shown_looks} read"]
+
+
+def test_exits_have_their_own_handlers_again_once_the_trace_is_off(run):
+    it = run(cpus=2)
+    board = it.machine.prepare()
+    own = [dict(thread.handlers) for thread in board.threads]
+    it.machine.toggle_trace()
+    assert all(
+        thread.handlers[uapi.KVM_EXIT_MMIO] != before[uapi.KVM_EXIT_MMIO]
+        for thread, before in zip(board.threads, own, strict=True)
+    )
+    it.machine.toggle_trace()
+    assert [thread.handlers for thread in board.threads] == own

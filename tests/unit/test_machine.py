@@ -600,7 +600,7 @@ def test_trace_starts_at_the_first_key_and_is_switched_off_and_on_by_the_next(ru
         ["cpu0", "uart.LSR"],
         ["cpu0", "sbi.0x9000000.0"],
     ]
-    assert it.machine.trace.summary()[0].split() == ["uart", "3", "read"]
+    assert it.machine.trace.summary()[0].split() == ["uart", "2", "read"]
 
 
 def test_trace_that_was_asked_for_is_switched_off_first(run):
@@ -616,6 +616,24 @@ def test_trace_goes_on_after_a_reboot(run):
     it = run()
     toggle = call(lambda vcpu: it.machine.toggle_trace())
     it.kernel.scripts = {0: [then(it, mmio_read(LSR, 1)), toggle, reset()]}
+    it()
+    assert len(it.trace) == 1
+
+
+def test_trace_that_is_off_stays_off_after_a_reboot_and_can_be_switched_on(run):
+    it = run(trace="mmio")
+    toggle = call(lambda vcpu: it.machine.toggle_trace())
+    look = mmio_read(LSR, 1)
+    it.kernel.scripts = {0: [then(it, look, toggle, look, look), look, toggle, look, reset()]}
+    it()
+    assert len(it.trace) == 3
+
+
+def test_trace_that_is_switched_during_a_reboot_is_the_next_guests(run):
+    it = run(trace="mmio")
+    look = mmio_read(LSR, 1)
+    it.kernel.scripts = {0: [then(it, look, look), look, reset()]}
+    it.on_note = lambda text: it.machine.toggle_trace() if text == "the guest reboots" else None
     it()
     assert len(it.trace) == 1
 

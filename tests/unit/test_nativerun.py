@@ -187,9 +187,48 @@ def test_nothing_is_answered_directly_once_somebody_wants_to_see_accesses(vcpu):
     it = vcpu(mmio_read(DEVICE + 0x10, 4), shutdown())
     counter = Counter()
     it.mapping.answer_directly(0x10, 8, counter.address, 0)
-    it.bus.direct.stop()
+    it.bus.direct.stop("a trace")
     assert it.run() == uapi.KVM_EXIT_SYSTEM_EVENT
     assert (counter.asked, it.mapping.accesses) == ([], 1)
+
+
+def test_accesses_are_answered_directly_again_once_nobody_wants_to_see_them(vcpu):
+    look = mmio_read(DEVICE + 0x10, 4)
+    it = vcpu(look, shutdown(), look, shutdown())
+    counter = Counter()
+    it.mapping.answer_directly(0x10, 8, counter.address, 0)
+    for watcher in ("one", "another"):
+        it.bus.direct.stop(watcher)
+    it.bus.direct.resume("one")
+    it.run()
+    assert (len(counter.asked), it.mapping.accesses) == (0, 1)
+    it.bus.direct.resume("another")
+    it.run()
+    assert (len(counter.asked), it.mapping.accesses) == (1, 2)
+
+
+def test_every_access_is_answered_once_while_watchers_come_and_go(vcpu):
+    number = 3000
+    it = vcpu(*[mmio_read(DEVICE + 0x10, 4)] * number, shutdown())
+    counter, by_device, over = Counter(), [], threading.Event()
+    it.device.hook = lambda: by_device.append(1)
+    it.mapping.answer_directly(0x10, 8, counter.address, 0)
+
+    def watch(watcher):
+        while not over.is_set():
+            it.bus.direct.stop(watcher)
+            it.bus.direct.resume(watcher)
+
+    threads = [threading.Thread(target=watch, args=(watcher,)) for watcher in range(2)]
+    for thread in threads:
+        thread.start()
+    reason = it.run()
+    over.set()
+    for thread in threads:
+        thread.join()
+    assert reason == uapi.KVM_EXIT_SYSTEM_EVENT
+    assert len(counter.asked) + len(by_device) == number
+    assert (it.answered.value, it.mapping.accesses) == (number, number)
 
 
 def test_noted_stores_come_before_a_direct_access(vcpu):

@@ -198,6 +198,17 @@ def test_trace_that_begins_later_shows_every_store_from_then_on(run):
     assert shown[5][:2] == ["uart.LSR", "read"]
 
 
+def test_stores_are_no_exits_again_once_the_trace_is_off(run):
+    it = run()
+    toggle = call(lambda vcpu: it.machine.toggle_trace())
+    it.kernel.scripts = {
+        0: [*prints_much(b"before"), toggle, *prints(b"then"), toggle, *prints_much(b"after"), shutdown()]
+    }
+    it()
+    assert it.output == DOTS + b"beforethen" + DOTS + b"after"
+    assert len(it.trace) == len("then")
+
+
 def test_trace_of_sbi_calls_alone_leaves_stores_as_they_are(run):
     it = run([*prints_much(b"text"), shutdown()], trace="sbi")
     it()

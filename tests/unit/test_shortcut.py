@@ -271,6 +271,35 @@ def test_closed_shortcut_sees_to_what_was_stored_and_makes_no_zone(port):
     assert (port.vm.zones, port.loop.timers) == ([], [])
 
 
+def test_watched_stores_exit_until_no_watcher_is_left(port):
+    port.store(b"before")
+    for watcher in ("one", "another"):
+        port.shortcut.stop(watcher)
+    port.kick()
+    assert (port.sink.data, port.vm.zones) == (b"before", [])
+    port.shortcut.resume("one")
+    port.print_much()
+    assert port.vm.zones == []
+    port.shortcut.resume("another")
+    port.print_much()
+    assert port.vm.zones == ZONE
+    port.store(b"after")
+    port.loop.advance(2 * TICK)
+    port.kick()
+    assert port.sink.data == b"after"
+
+
+def test_zone_that_comes_back_at_once_is_looked_at_once_a_tick(port):
+    port.shortcut.stop("a trace")
+    port.shortcut.resume("a trace")
+    port.print_much()
+    assert (port.vm.zones, len(port.loop.timers)) == (ZONE, 1)
+    port.loop.advance(1)
+    assert (port.vm.zones, port.loop.timers) == ([], [])
+    port.print_much()
+    assert (port.vm.zones, len(port.loop.timers)) == (ZONE, 1)
+
+
 def test_kernel_without_coalesced_zones_goes_on_with_exits(make_port):
     port = make_port(capabilities={uapi.KVM_CAP_COALESCED_MMIO: 0})
     port.print_much()

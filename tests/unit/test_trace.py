@@ -27,12 +27,12 @@ def test_summary_counts_by_device_busiest_first():
     ]
 
 
-def test_disabled_trace_still_counts():
+def test_what_comes_while_the_trace_is_disabled_is_neither_shown_nor_counted():
     trace, lines = make()
-    trace.enabled = False
-    trace.line("cpu0", "uart.THR", "write 1 0x41")
-    assert lines == []
-    assert trace.summary() == ["uart             1 write"]
+    for trace.enabled in (True, False, True):
+        trace.line("cpu0", "uart.THR", "write 1 0x41")
+    assert len(lines) == 2
+    assert trace.summary() == ["uart             2 write"]
 
 
 def test_traced_line_passes_on_everything_and_shows_changes_only():

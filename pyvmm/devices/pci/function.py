@@ -43,6 +43,7 @@ class PciFunction:
         self.header.lock = self.lock
         self.capabilities: list[Capability] = []
         self._wire: IrqLine | None = None
+        self._uses_wire = True
         self._settle: Callable[[], None] | None = None
         # Which part answers for each 32-bit word of configuration space, and where the part begins.
         self._words: dict[int, tuple[RegisterDevice, int]] = {}
@@ -133,14 +134,14 @@ class PciFunction:
     def set_intx(self, level: bool) -> None:
         """Have an interrupt pending, or not. The wire shows it unless disabled or replaced by messages."""
         self.header.interrupt = level
-        self.update_intx()
+        if self._wire is not None:
+            self._wire.set(level and self._uses_wire)
 
     def update_intx(self) -> None:
-        """Drive the wire anew: something that it depends on changed."""
-        if self._wire is not None:
-            header = self.header
-            uses_messages = any(capability.replaces_intx for capability in self.capabilities)
-            self._wire.set(header.interrupt and header.intx_enabled and not uses_messages)
+        """Drive the wire anew: whether there is a use for it may have changed."""
+        uses_messages = any(capability.replaces_intx for capability in self.capabilities)
+        self._uses_wire = self.header.intx_enabled and not uses_messages
+        self.set_intx(self.header.interrupt)
 
     # The life of all parts
 

@@ -119,7 +119,10 @@ class Header(PackedRegisters):
 
     @interrupt.setter
     def interrupt(self, level: bool) -> None:
-        self.STATUS = self.STATUS & ~_INTERRUPT | (_INTERRUPT if level else 0)
+        if level:
+            self.STATUS |= _INTERRUPT
+        else:
+            self.STATUS &= ~_INTERRUPT
 
     def bus_address(self, bar: Bar) -> int | None:
         """The address in ``bar``'s registers, or None while its space is not decoded."""

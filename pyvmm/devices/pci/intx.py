@@ -36,8 +36,9 @@ class SharedWire:
     def drive(self, bit: int, level: bool) -> None:
         """Set one input's level; ``bit`` is its own."""
         with self._lock:
-            self._high = self._high | bit if level else self._high & ~bit
-            self._line.set(self._high != 0)
+            before, self._high = self._high, self._high | bit if level else self._high & ~bit
+            if (self._high != 0) != (before != 0):
+                self._line.set(level)
 
 
 class WireInput:

@@ -6,6 +6,8 @@ What a machine's device tree says of it can be known without any of that: see ``
 
 from __future__ import annotations
 
+from itertools import count
+
 from pyvmm import layout
 from pyvmm.attempts import attempt_all
 from pyvmm.devices.virtio.device import VirtioDevice
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
     from pyvmm.config import MachineConfig
     from pyvmm.devicelist import DeviceRequest
-    from pyvmm.devices.base import Doorbells, IrqLine
+    from pyvmm.devices.base import Doorbells, IrqLine, MsiLine
     from pyvmm.devices.edu import Edu
     from pyvmm.devices.pci.capability import MsiLines
     from pyvmm.devices.pci.function import PciFunction
@@ -83,8 +85,8 @@ def _slot(number: int) -> tuple[int, int]:
 class Backplane:
     """The devices of one power cycle. Filled before the guest runs; ``close`` afterwards.
 
-    ``line(name, number, edge)`` makes a wire, taken by its level or its rising edges; ``msi_lines`` messages
-    (None: this machine has none).
+    ``line(name, number, edge)`` makes a wire, taken by its level or its rising edges;
+    ``msi_line(name, vector)`` a message (None: this machine has none).
     """
 
     def __init__(
@@ -97,7 +99,7 @@ class Backplane:
         *,
         line: Callable[[str, int, bool], IrqLine],
         doorbells: Doorbells,
-        msi_lines: MsiLines | None,
+        msi_line: Callable[[str, int], MsiLine] | None,
         ram_end: int,
     ) -> None:
         self._bus = bus
@@ -106,7 +108,7 @@ class Backplane:
         self._services = services
         self._line = line
         self._doorbells = doorbells
-        self._msi_lines = msi_lines
+        self._msi_line = msi_line
         self._on_pci = not slots.mmio
         #: Transports in the order of their devices, by name.
         self.virtio: dict[str, VirtioPci | VirtioMmio] = {}
@@ -146,7 +148,7 @@ class Backplane:
         from pyvmm.devices.virtio.pci import VirtioPci
 
         transport = VirtioPci(
-            device, self._memory, self._ring, self._services, self._doorbells, self._msi_lines
+            device, self._memory, self._ring, self._services, self._doorbells, self._messages(name)
         )
         self.virtio[name] = transport
         self._add_function(name, transport.function)
@@ -169,9 +171,17 @@ class Backplane:
         loop, workers = self._services.loop, self._services.workers
         dma_mask = chosen.number("dma_mask")
         assert dma_mask is not None  # it has a default
-        edu = Edu(self._memory, loop, workers, self._msi_lines, dma_mask=dma_mask)
+        edu = Edu(self._memory, loop, workers, self._messages(name), dma_mask=dma_mask)
         self.edu.append(edu)
         self._add_function(name, edu.function)
+
+    def _messages(self, name: str) -> MsiLines | None:
+        """Makes the messages of one device, vector by vector."""
+        make = self._msi_line
+        if make is None:
+            return None
+        vectors = count()
+        return lambda: make(name, next(vectors))
 
     def _add_function(self, name: str, function: PciFunction) -> None:
         assert self.pci is not None

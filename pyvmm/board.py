@@ -191,7 +191,7 @@ class Board:
             self._services,
             line=self._line,
             doorbells=self.doorbells,
-            msi_lines=None if self.chip.routing is None else self._msi_line,
+            msi_line=None if self.chip.routing is None else self._msi_line,
             ram_end=self.memory.banks[-1].end,
         )
         self._closers.append(plane.close)
@@ -203,10 +203,15 @@ class Board:
         for request in config.devices:
             plane.add(request)
 
-    def _msi_line(self) -> KernelMsiLine:
+    def _msi_line(self, name: str, vector: int) -> KernelMsiLine:
         routing = self.chip.routing
         assert routing is not None
-        return KernelMsiLine(self.vm, routing, self._loop, self._suspension)
+        parts = self.vm, routing, self._loop, self._suspension
+        if self._trace is not None and "irq" in self._trace.kinds:
+            from pyvmm.messagetrace import TracedMsiLine
+
+            return TracedMsiLine(*parts, name=f"{name}.msi{vector}", trace=self._trace)
+        return KernelMsiLine(*parts)
 
     def _line(self, name: str, number: int, edge: bool = False) -> IrqLine:
         line: IrqLine = WakingLine(self.chip.line(number, edge=edge), self._suspension)

@@ -25,7 +25,6 @@ class KernelMsiLine:
     """One message (protocol ``MsiLine``). Nothing is asked of the kernel before it is first opened."""
 
     __slots__ = (
-        "_data",
         "_forwarding",
         "_gsi",
         "_loop",
@@ -35,6 +34,7 @@ class KernelMsiLine:
         "_vm",
         "_watch",
         "address",
+        "data",
         "fd",
     )
 
@@ -49,7 +49,7 @@ class KernelMsiLine:
         self._open = False
         self._forwarding = threading.Lock()  # a leaf; held while a message without a route is sent
         self.address = 0
-        self._data = 0
+        self.data = 0
 
     @property
     def route(self) -> str:
@@ -60,7 +60,7 @@ class KernelMsiLine:
 
     def program(self, address: int, data: int) -> None:
         """Set the message; at once, when the line is open."""
-        self.address, self._data = address, data
+        self.address, self.data = address, data
         if self._gsi is not None:
             self._routing.update(self._gsi, address, data)
 
@@ -71,7 +71,7 @@ class KernelMsiLine:
         self._open = True
         try:
             if self._gsi is None:
-                self._gsi = self._routing.allocate(self.address, self._data)
+                self._gsi = self._routing.allocate(self.address, self.data)
             self._routing.attach(self._gsi, self.fd)
         except HostError:
             if self._gsi is not None:
@@ -129,6 +129,6 @@ class KernelMsiLine:
                 return  # shut meanwhile: the signal stays where it is
             try:
                 os.eventfd_read(self.fd)
-                self._vm.signal_msi(self.address, self._data)
+                self._vm.signal_msi(self.address, self.data)
             except (BlockingIOError, KvmError):
                 pass  # taken back meanwhile; or the guest named an interrupt that does not exist

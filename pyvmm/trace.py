@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The trace: one line an event, and a summary by device at the end.
 
-Nothing here is called unless tracing is on: the runner swaps its exit handlers, and the board wraps its
+Nothing here is called unless tracing is on: the runner swaps its exit handlers, and the board makes traced
 interrupt lines, only then.
 """
 

@@ -57,6 +57,7 @@ MAY_IMPORT = {
     "sbi": {"errors"},
     "trace": {"devices"},
     "exittrace": {"kvm", "mmio", "runner", "sbi", "trace"},
+    "messagetrace": {"devices", "kvm", "messages", "suspend", "trace"},
     "nativerun": {"kvm", "mmio", "native"},
     "runner": {
         "errors", "kvm", "lean", "mmio", "nativerun", "outcome", "sbi", "shortcut", "threads", "trace",
@@ -73,7 +74,8 @@ MAY_IMPORT = {
     "board": {
         "attempts", "backplane", "config", "console", "devices", "devicetree", "doorbells", "errors",
         "eventloop", "exittrace", "handover", "harts", "irqchip", "kvm", "layout", "lean", "loader", "memory",
-        "messages", "mmio", "outcome", "peripherals", "ring", "runner", "sbi", "shortcut", "suspend", "trace",
+        "messages", "messagetrace", "mmio", "outcome", "peripherals", "ring", "runner", "sbi", "shortcut",
+        "suspend", "trace",
     },
     "profiles": {"config", "devicelist", "devices", "errors", "nearest"},
     "preview": {

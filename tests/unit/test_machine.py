@@ -238,6 +238,22 @@ def test_trace_names_device_register_and_fields_of_every_exit(run):
     assert any(line.startswith("cpu0   unclaimed.0x20000000 read 2 0x0 pc=0x") for line in lines)
 
 
+def test_trace_names_vector_address_and_data_of_every_message(run):
+    it = run([shutdown()], trace="irq", rng=[""])
+    [transport] = it.machine.prepare().backplane.virtio.values()
+    line = transport._msix.table.lines[1]
+    line.program(layout.IMSIC_BASE, 7)
+    line.signal()
+    line.open()
+    line.signal()
+    it()
+    shown = [text.split("] ", 1)[1] for text in it.trace]
+    assert shown[:2] == [
+        f"irq    rng0.msi1 signal 0x{layout.IMSIC_BASE:x} 0x7 (shut)",
+        f"irq    rng0.msi1 signal 0x{layout.IMSIC_BASE:x} 0x7 (GSI {layout.NR_SOURCES + 1})",
+    ]
+
+
 def test_log_gets_everything_the_guest_printed(run, tmp_path):
     it = run([*prints(b"logged\n"), shutdown()], log=str(tmp_path / "log"))
     it()

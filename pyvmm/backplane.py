@@ -189,7 +189,10 @@ class Backplane:
         self.pci.add(function)
 
     def has_unacknowledged(self) -> bool:
-        """Whether a virtio-mmio device told the guest something, by a pulse, that it has not acknowledged."""
+        """Whether a virtio-mmio device told the guest something, by a pulse, that it has not acknowledged.
+
+        Takes no lock.
+        """
         return any(transport.reasons for transport in self._mmio)
 
     def close(self) -> None:

@@ -153,7 +153,7 @@ class Board:
 
     def _add_peripherals(self) -> None:
         for place in peripherals.wanted(self._config):
-            line = self._line(place.name, place.irq)
+            line = self._line(place.name, place.irq, place.edge)
             device: Uart8250 | GoldfishRtc | PowerButton
             if place is peripherals.UART:
                 device = self._make_uart(line, place.base)
@@ -213,7 +213,7 @@ class Board:
             return TracedMsiLine(*parts, name=f"{name}.msi{vector}", trace=self._trace)
         return KernelMsiLine(*parts)
 
-    def _line(self, name: str, number: int, edge: bool = False) -> IrqLine:
+    def _line(self, name: str, number: int, edge: bool) -> IrqLine:
         line: IrqLine = WakingLine(self.chip.line(number, edge=edge), self._suspension)
         if self._trace is not None and "irq" in self._trace.kinds:
             from pyvmm.trace import TracedLine
@@ -281,7 +281,8 @@ class Board:
         self.vcpus[0].set_reg(regs.timer("time"), ticks)
 
     def _has_unacknowledged(self) -> bool:
-        return self.backplane is not None and self.backplane.has_unacknowledged()
+        parts = self._power, self.backplane
+        return any(part is not None and part.has_unacknowledged() for part in parts)
 
     def _suspend(self) -> None:
         """The hart whose thread this is called on goes to sleep with the whole machine."""

@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 class Peripheral:
     """A device's place: ``name`` on the bus and in the trace, ``node`` in the device tree.
 
-    ``properties`` adds those of its kind to its node.
+    ``properties`` adds those of its kind to its node. ``edge``: its wire is taken by its rising
+    edges, and else by its level.
     """
 
-    __slots__ = ("alias", "base", "irq", "name", "node", "properties", "size")
+    __slots__ = ("alias", "base", "edge", "irq", "name", "node", "properties", "size")
 
     def __init__(
         self,
@@ -33,6 +34,7 @@ class Peripheral:
         size: int,
         irq: int,
         alias: str | None = None,
+        edge: bool = False,
     ) -> None:
         self.properties = properties
         self.name = name
@@ -41,10 +43,14 @@ class Peripheral:
         self.size = size
         self.irq = irq
         self.alias = alias
+        self.edge = edge
 
     def describe(self) -> devicetree.Device:
         """For the device tree; needs no instance of the device."""
-        return devicetree.Device(self.node, self.base, self.size, self.irq, self.properties, alias=self.alias)
+        trigger = devicetree.EDGE_RISING if self.edge else devicetree.LEVEL_HIGH
+        return devicetree.Device(
+            self.node, self.base, self.size, self.irq, self.properties, alias=self.alias, trigger=trigger
+        )
 
 
 def _uart_properties(node: Node) -> None:
@@ -77,6 +83,7 @@ POWER = Peripheral(
     base=layout.POWER_BASE,
     size=layout.POWER_SIZE,
     irq=layout.POWER_IRQ,
+    edge=True,  # as virtio-mmio has it
 )
 
 

@@ -33,7 +33,10 @@ class Suspension:
     """Parks the vCPU that asked for it. ``wake`` and ``release`` come from any thread."""
 
     def __init__(self, pending: Callable[[], bool]) -> None:
-        """``pending()``: whether the guest has yet to look at what was told it by a pulse, which is gone."""
+        """``pending()``: whether the guest has yet to look at what was told it by a pulse, which is gone.
+
+        It must take no lock. Messages that wait in the kernel are not looked at.
+        """
         self._pending = pending
         self._lock = threading.Lock()  # a leaf but for the parking of vCPUs
         self._asleep: Hart | None = None

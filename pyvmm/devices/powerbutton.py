@@ -45,6 +45,10 @@ class PowerButton:
                     "(Linux's are virtio_mmio, virtio_input and evdev)."
                 )
 
+    def has_unacknowledged(self) -> bool:
+        """Whether the guest was told something, by a pulse, that it has not acknowledged. Takes no lock."""
+        return self._transport is not None and self._transport.reasons != 0
+
     @staticmethod
     def describe(node: Node) -> None:
         """Devicetree properties (binding virtio,mmio)."""

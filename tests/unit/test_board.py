@@ -60,6 +60,19 @@ def asleep(it):
     return sleeping
 
 
+def device_in_a_slot(board):
+    [transport] = board.backplane.virtio.values()
+    return transport, layout.VIRTIO_IRQ
+
+
+def power_button(board):
+    board.bus.read(layout.POWER_BASE, 4)  # it is made when it is looked at
+    return board._power._transport, layout.POWER_IRQ
+
+
+PULSING = [device_in_a_slot, power_button]
+
+
 # Suspend
 
 
@@ -79,9 +92,10 @@ def test_suspend_returns_at_once_while_an_interrupt_is_asserted(run, clock):
     assert it.output == b"awake\n"
 
 
-def test_suspend_returns_at_once_while_a_pulse_has_not_been_acknowledged(run):
+@pytest.mark.parametrize("device", PULSING)
+def test_suspend_returns_at_once_while_a_pulse_has_not_been_acknowledged(run, device):
     it = run([suspend(), *prints(b"awake\n")], rng=[""], virtio_transport="mmio")
-    [transport] = it.machine.prepare().backplane.virtio.values()
+    transport, _ = device(it.machine.prepare())
     transport.queue_interrupt(0)
     assert it().reason == outcome.POWEROFF
     assert it.output == b"awake\n"
@@ -100,11 +114,11 @@ def test_key_wakes_a_suspended_guest(run, console):
 # Interrupts
 
 
-def test_plic_takes_a_virtio_mmio_device_by_its_edges(run):
+@pytest.mark.parametrize("device", PULSING)
+def test_plic_takes_virtio_mmio_by_its_edges(run, device):
     it = run(rng=[""], virtio_transport="mmio", irqchip="plic")
     board = it.machine.prepare()
-    [transport] = board.backplane.virtio.values()
-    source, claim = layout.VIRTIO_IRQ, layout.PLIC_BASE + 0x20_0004
+    (transport, source), claim = device(board), layout.PLIC_BASE + 0x20_0004
     board.bus.write(layout.PLIC_BASE + 4 * source, 4, 1)
     board.bus.write(layout.PLIC_BASE + 0x2000 + source // 32 * 4, 4, 1 << source % 32)
     transport.queue_interrupt(0)

@@ -69,6 +69,13 @@ def test_dt_validate_finds_nothing_wrong_with_power_button_and_slots(kind, tmp_p
     assert done.stdout + done.stderr == ""
 
 
+@pytest.mark.parametrize("kind", ["aia", "aplic"])
+def test_virtio_mmio_is_described_as_taken_by_its_edges(kind):
+    made = tree(irqchip=kind, virtio_transport="mmio", rng=[""])
+    nodes = [node for node in made.soc.children if node.properties.get("compatible") == "virtio,mmio"]
+    assert [node["interrupts"] for node in nodes] == [[layout.POWER_IRQ, 1], [layout.VIRTIO_IRQ, 1]]
+
+
 def test_direct_mode_aplic_has_room_for_every_hart():
     _, size = tree(irqchip="aplic", cpus=128).wired["reg"]
     assert size.value >= layout.APLIC_SIZE + 128 * layout.APLIC_IDC_SIZE

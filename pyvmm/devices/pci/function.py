@@ -147,6 +147,7 @@ class PciFunction:
 
     def reset(self) -> None:
         """Power-on values everywhere. Call ``settle`` afterwards, without the lock."""
+        self._uses_wire = False  # until all parts are as they shall be
         for part in self._parts().values():
             part.reset()
         self.update_intx()
@@ -163,6 +164,7 @@ class PciFunction:
         parts = self._parts()
         if set(state) != set(parts):
             raise ConfigError(f"The saved state of {self.name} is that of another device.")
+        self._uses_wire = False
         for name, part in parts.items():
             saved = state[name]
             if not isinstance(saved, dict):

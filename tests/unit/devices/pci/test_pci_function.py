@@ -276,6 +276,34 @@ def test_reset_returns_every_part_to_power_on():
     assert pci.wires[1].level is False
 
 
+def test_wire_works_again_after_a_reset():
+    device = function()
+    pci = PciBus(device)
+    pci.at("00:01.0").command(INTX_DISABLE)
+    with device.lock:
+        device.reset()
+        device.set_intx(True)
+    assert pci.wires[1].changes == [True]
+
+
+class Eager(Probe):
+    """It interrupts when it is told what it was before."""
+
+    def load_state(self, state):
+        super().load_state(state)
+        self.function.set_intx(True)
+
+
+@pytest.mark.parametrize("command", [0, INTX_DISABLE])
+def test_wire_is_as_the_whole_state_says_once_it_was_loaded(command):
+    saved, probe = function(Bar(0, 0x1000, Eager(7))), Eager(7)
+    PciBus(saved).at("00:01.0").command(command)
+    probe.function = other = function(Bar(0, 0x1000, probe))
+    pci = PciBus(other)
+    other.load_state(saved.state())
+    assert pci.wires[1].changes == [True] * (not command)
+
+
 def test_state_moves_to_another_function_and_its_bars_follow():
     device, other = filled(), filled()
     config = PciBus(device).at("00:01.0")

@@ -22,12 +22,14 @@ if TYPE_CHECKING:
 
 def install(thread: VcpuThread, bus: Bus, sbi: Sbi, trace: Trace) -> Callable[[], None]:
     """Show the kinds of exits that ``trace`` is for; returns what ends that. Safe while the thread runs."""
-    before = dict(thread.handlers)
     traced = _Traced(thread, bus, sbi, trace)
+    shown = {}
     if "mmio" in trace.kinds:
-        thread.handlers[uapi.KVM_EXIT_MMIO] = traced.mmio
+        shown[uapi.KVM_EXIT_MMIO] = traced.mmio
     if "sbi" in trace.kinds:
-        thread.handlers[uapi.KVM_EXIT_RISCV_SBI] = traced.sbi
+        shown[uapi.KVM_EXIT_RISCV_SBI] = traced.sbi
+    before = {reason: thread.handlers[reason] for reason in shown}
+    thread.handlers.update(shown)
     return lambda: thread.handlers.update(before)
 
 

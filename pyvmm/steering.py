@@ -44,7 +44,8 @@ class Steering:
     """Base of ``Machine``, which it shares the board with.
 
     Lock order: ``_steering``, then ``_state``. The first is held for whole operations, so that one comes
-    after the other and the board stays meanwhile; the second only to look, or to change the board.
+    after the other and the board stays meanwhile; the second only to look, or to change the board
+    or what is traced of it.
     """
 
     def __init__(self, on_error: Callable[[BaseException], None]) -> None:

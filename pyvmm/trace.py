@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The trace: one line an event, and a summary by device at the end.
 
-Nothing here is called unless tracing is on: the runner swaps its exit handlers, and the board makes traced
-interrupt lines, only then.
+Nothing here is called unless a trace was asked for: exit handlers are swapped while it is on, and the board
+makes traced interrupt lines, which stay.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class TracedLine:
 
     def __init__(self, line: IrqLine, name: str, trace: Trace) -> None:
         self._line = line
-        self._name = name
+        self._name = f"{name}.irq{line.number}"
         self._trace = trace
         self._level = False
         self.number = line.number
@@ -74,10 +74,10 @@ class TracedLine:
         """Drive the level; only changes are shown."""
         if level != self._level:
             self._level = level
-            self._trace.line("irq", f"{self._name}.irq{self.number}", "raise" if level else "lower")
+            self._trace.line("irq", self._name, "raise" if level else "lower")
         self._line.set(level)
 
     def pulse(self) -> None:
         """One rising edge."""
-        self._trace.line("irq", f"{self._name}.irq{self.number}", "pulse")
+        self._trace.line("irq", self._name, "pulse")
         self._line.pulse()
